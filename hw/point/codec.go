@@ -343,14 +343,14 @@ func encodeBCD(n uint64) uint64 {
 
 // OrderedValue is one way to read the same bytes.
 type OrderedValue struct {
-	Order Order  `json:"order"`
-	Value Value  `json:"value"`           // null where the bytes hold no value in this order
-	Error string `json:"error,omitempty"` // why not
+	Order Order
+	Value Value // nothing where the bytes hold no value in this order
+	Err   error // why not
 }
 
 // Orders returns what raw reads as in every byte order, so that a person can pick the one
-// that makes sense. Orders that say the same as an earlier one are left out: a uint16 has
-// two, a coil one.
+// that makes sense. Orders that always say the same as an earlier one are left out: a uint16
+// has two, a coil one.
 func Orders(raw []byte, t Type) []OrderedValue {
 	var all []OrderedValue
 	for o := ABCD; o <= DCBA; o++ {
@@ -362,9 +362,7 @@ func Orders(raw []byte, t Type) []OrderedValue {
 		if err == nil {
 			reading.Value, err = c.Decode(raw)
 		}
-		if err != nil {
-			reading.Error = err.Error()
-		}
+		reading.Err = err
 		all = append(all, reading)
 	}
 	return all

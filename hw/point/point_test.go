@@ -244,16 +244,9 @@ func TestNewCodecRefuses(t *testing.T) {
 
 func TestOrders(t *testing.T) {
 	typ, _ := ParseType("float32")
-	got, err := json.Marshal(Orders(words(0x199a, 0x4366), typ))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var all []struct {
-		Order Order
-		Value float64
-	}
-	if err := json.Unmarshal(got, &all); err != nil || len(all) != 4 || all[1].Order != CDAB || all[1].Value != 230.1 {
-		t.Errorf("got %s, %v", got, err)
+	all := Orders(words(0x199a, 0x4366), typ)
+	if len(all) != 4 || all[1].Order != CDAB || all[1].Value.String() != "230.1" || all[1].Err != nil {
+		t.Errorf("got %v", all)
 	}
 	short, _ := ParseType("uint16")
 	if n := len(Orders(words(1), short)); n != 2 {
@@ -263,7 +256,7 @@ func TestOrders(t *testing.T) {
 	if n := len(Orders([]byte{1}, coil)); n != 1 {
 		t.Errorf("a coil reads in %d ways, want 1", n)
 	}
-	if bad := Orders(words(0x7fc0, 0), typ)[0]; bad.Error == "" {
+	if bad := Orders(words(0x7fc0, 0), typ)[0]; !errors.Is(bad.Err, ErrNaN) {
 		t.Error("NaN came without its reason")
 	}
 }
@@ -381,6 +374,10 @@ func TestAppendJSONIsJSON(t *testing.T) {
 		var back float64
 		if err := json.Unmarshal(v.AppendJSON(nil), &back); err != nil || back != f {
 			t.Fatalf("%v was written as %s, read as %v, %v", f, v, back, err)
+		}
+		var value Value
+		if err := json.Unmarshal(v.AppendJSON(nil), &value); err != nil || value != v {
+			t.Fatalf("%v came back as %v, %v", v, value, err)
 		}
 		s := rapid.String().Draw(t, "s")
 		var text string

@@ -4,6 +4,7 @@
 package point
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -197,6 +198,24 @@ func (v Value) String() string {
 
 // MarshalJSON implements json.Marshaler.
 func (v Value) MarshalJSON() ([]byte, error) { return v.AppendJSON(nil), nil }
+
+// UnmarshalJSON implements json.Unmarshaler: a number without point and exponent is an
+// integer, as AppendJSON writes it.
+func (v *Value) UnmarshalJSON(text []byte) error {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var any any
+	if err := decoder.Decode(&any); err != nil {
+		return err
+	}
+	if any == nil {
+		*v = Value{}
+		return nil
+	}
+	var err error
+	*v, err = Of(any)
+	return err
+}
 
 // AppendJSON appends v as JSON: integers exactly, floats in the shortest form that reads
 // back as the same float64 and always with a point or an exponent, so that consumers who
