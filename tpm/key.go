@@ -1,0 +1,222 @@
+package tpm
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"ferrule/internal/hint"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// A Key is a signing key in the TPM, loaded until it is closed. It is a crypto.Signer for
+// any number of goroutines. Sign costs one TPM command; after a reset of the TPM it loads
+// the key again, once, before it gives up.
+type Key struct {
+	d        *Device
+	file     *KeyFile // nil for a key at a persistent handle
+	public   *tpm2.TPMTPublic
+	key      crypto.PublicKey
+	name     []byte
+	warnings []string
+
+	at     atomic.Pointer[place] // nil once closed
+	moving sync.Mutex            // held while at changes
+}
+
+// place is where a key lies: a handle, and the generation that the handle belongs to. A
+// new load is a new place, even at the same handle.
+type place struct {
+	handle tpm2.TPMHandle
+	gen    uint64
+}
+
+// LoadKey loads f below its parent. The error is ErrOwnerChanged where this TPM cannot have
+// made the key, ErrKeyCorrupt where its blob is damaged, ErrUnsupported where the key
+// cannot serve as a TLS client's, or one of the device errors.
+func (d *Device) LoadKey(ctx context.Context, f *KeyFile) (*Key, error) {
+	k, err := d.newKey(f.public)
+	if err != nil {
+		return nil, err
+	}
+	k.file = f
+	c := d.call(ctx)
+	h, err := d.loadObject(c, f, k.name)
+	if err != nil {
+		return nil, err
+	}
+	return k.ready(ctx, &place{h, c.gen})
+}
+
+// OpenHandle opens the key at a persistent handle: ErrNoKey where nothing lies there.
+func (d *Device) OpenHandle(ctx context.Context, h uint32) (*Key, error) {
+	c := d.call(ctx)
+	pub, _, err := readPublic(c, tpm2.TPMHandle(h))
+	if errors.Is(err, tpm2.TPMRCHandle) {
+		return nil, hint.With(fmt.Errorf("opening the key at handle %#x: %w", h, ErrNoKey), hintNoKey)
+	}
+	if err != nil {
+		return nil, commandError("opening the device key", err)
+	}
+	k, err := d.newKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("opening the key at handle %#x: %w", h, err)
+	}
+	return k.ready(ctx, &place{tpm2.TPMHandle(h), c.gen})
+}
+
+func (d *Device) newKey(public *tpm2.TPMTPublic) (*Key, error) {
+	warnings, err := usable(public)
+	if err != nil {
+		return nil, err
+	}
+	key, err := publicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	name, err := tpm2.ObjectName(public)
+	if err != nil {
+		return nil, unsupported("a key with name algorithm %#x", uint16(public.NameAlg))
+	}
+	return &Key{d: d, public: public, key: key, name: name.Buffer, warnings: warnings}, nil
+}
+
+// ready puts a key into service, an RSA key only if it can sign as TLS wants.
+func (k *Key) ready(ctx context.Context, at *place) (*Key, error) {
+	k.at.Store(at)
+	k.d.keysMu.Lock()
+	k.d.keys[k] = struct{}{}
+	k.d.keysMu.Unlock()
+	if k.public.Type == tpm2.TPMAlgRSA {
+		if err := k.selfTest(ctx); err != nil {
+			return nil, errors.Join(unsupported("this RSA key; create a P-256 one"), err, k.close(ctx))
+		}
+	}
+	for _, w := range k.warnings {
+		k.d.log.LogAttrs(ctx, slog.LevelWarn, "tpm key warning", slog.String("warning", w))
+	}
+	return k, nil
+}
+
+// Public implements crypto.Signer.
+func (k *Key) Public() crypto.PublicKey { return k.key }
+
+// Name is the key's Name in the TPM's sense: the hash of its public area, attributes
+// included, after the hash's number (Part 1, 16).
+func (k *Key) Name() []byte { return bytes.Clone(k.name) }
+
+// Warnings are what is wrong with an imported key that works nevertheless.
+func (k *Key) Warnings() []string { return append([]string(nil), k.warnings...) }
+
+// Sign implements crypto.Signer for SHA-256, SHA-384 and SHA-512 digests; the random source
+// is not used, the TPM has its own. As crypto/tls gives no context, the time is bounded
+// here: by the command timeout and the retry budget together.
+func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), k.d.commandTimeout+k.d.retryBudget)
+	defer cancel()
+	return k.sign(ctx, digest, opts)
+}
+
+func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	scheme, err := k.scheme(digest, opts)
+	if err != nil {
+		return nil, err
+	}
+	at := k.at.Load()
+	signature, err := k.signAt(ctx, at, digest, scheme)
+	if forgotten(err) {
+		if at, err = k.reload(ctx, at); err == nil {
+			signature, err = k.signAt(ctx, at, digest, scheme)
+		}
+	}
+	if err != nil {
+		return nil, commandError("signing with the device key", err)
+	}
+	return signature, nil
+}
+
+// signAt is TPM2_Sign (Part 3, 20.2), the one command of a full handshake.
+func (k *Key) signAt(ctx context.Context, at *place, digest []byte, scheme tpm2.TPMTSigScheme) ([]byte, error) {
+	if at == nil {
+		return nil, fmt.Errorf("using a closed key: %w", os.ErrClosed)
+	}
+	rsp, err := tpm2.Sign{
+		KeyHandle:  tpm2.AuthHandle{Handle: at.handle, Name: tpm2.TPM2BName{Buffer: k.name}, Auth: tpm2.PasswordAuth(nil)},
+		Digest:     tpm2.TPM2BDigest{Buffer: digest},
+		InScheme:   scheme,
+		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
+	}.Execute(&call{d: k.d, ctx: ctx, gen: at.gen})
+	if err != nil {
+		return nil, err
+	}
+	return encodeSignature(rsp.Signature)
+}
+
+// forgotten reports whether err may mean that the TPM lost its memory or we lost the TPM.
+func forgotten(err error) bool {
+	var lost *lostError
+	return errors.As(err, &lost) && !errors.Is(err, context.Canceled) && !isTimeout(err) ||
+		errors.Is(err, errStale) || errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCReferenceH0)
+}
+
+// reload puts the key back into a TPM that was reset or reopened, unless another goroutine
+// has done so since at was looked up.
+func (k *Key) reload(ctx context.Context, at *place) (*place, error) {
+	k.moving.Lock()
+	defer k.moving.Unlock()
+	if now := k.at.Load(); now != at {
+		return now, nil
+	}
+	c := k.d.call(ctx)
+	// A simulator keeps its objects when a connection ends, and there may be no slot for
+	// a second copy. Whatever else lies at the handle now is not ours to sign with.
+	_, name, err := readPublic(c, at.handle)
+	h := at.handle
+	switch {
+	case err == nil && bytes.Equal(name, k.name):
+	case err != nil && !errors.Is(err, tpm2.TPMRCHandle) && !errors.Is(err, tpm2.TPMRCReferenceH0):
+		return nil, err
+	case k.file == nil:
+		return nil, hint.With(fmt.Errorf("%w: the key at handle %#x is gone", ErrOwnerChanged, uint32(at.handle)), hintOwner)
+	default:
+		if h, err = k.d.loadObject(c, k.file, k.name); err != nil {
+			return nil, err
+		}
+	}
+	now := &place{h, c.gen}
+	k.at.Store(now)
+	k.d.log.LogAttrs(ctx, slog.LevelWarn, "tpm key loaded again", slog.Uint64("generation", c.gen))
+	return now, nil
+}
+
+// Close frees the key's slot in the TPM. Closing twice is harmless.
+func (k *Key) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), k.d.commandTimeout)
+	defer cancel()
+	return k.close(ctx)
+}
+
+func (k *Key) close(ctx context.Context) error {
+	k.moving.Lock()
+	defer k.moving.Unlock()
+	at := k.at.Swap(nil)
+	k.d.keysMu.Lock()
+	delete(k.d.keys, k)
+	k.d.keysMu.Unlock()
+	// What belongs to a lost generation is out of reach, or gone already.
+	if at == nil || k.file == nil || at.gen != k.d.live.Load() {
+		return nil
+	}
+	if err := k.d.flushErr(ctx, at.gen, at.handle); err != nil && !forgotten(err) {
+		return commandError("freeing the device key", err)
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+// Package tpmtest is a TPM for tests and the demo: swtpm, one process per test, and scripted
+// stand-ins that spoil chosen answers. The trap is the socket's path: the kernel takes 108
+// bytes, and test folders are longer, so the socket lies in a short folder of its own.
+package tpmtest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"ferrule/internal/hint"
+)
+
+// ErrNotInstalled: there is no swtpm on this machine.
+var ErrNotInstalled = errors.New("swtpm is missing")
+
+// startTimeout is long: a start takes 5 to 8 ms on an idle machine.
+const startTimeout = 20 * time.Second
+
+// A Swtpm is a running software TPM. It serves one connection at a time; a second one waits
+// until the first is closed.
+//
+//	running ──Kill, Stop──► ended ──Restart──► running
+type Swtpm struct {
+	stateDir string
+	socket   string // in a folder of its own
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+}
+
+// StartSwtpm starts a TPM whose memory is in stateDir, and returns when it takes commands.
+// The caller calls Stop.
+func StartSwtpm(ctx context.Context, stateDir string) (*Swtpm, error) {
+	dir, err := shortDir()
+	if err != nil {
+		return nil, fmt.Errorf("starting swtpm: %w", err)
+	}
+	s := &Swtpm{stateDir: stateDir, socket: filepath.Join(dir, "tpm.sock")}
+	if err := s.start(ctx); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return s, nil
+}
+
+// shortDir makes a folder for a socket, in /tmp where the usual place is too long.
+func shortDir() (string, error) {
+	const longest = 80 // of 108, with room for names below
+	if len(os.TempDir()) > longest {
+		return os.MkdirTemp("/tmp", "tpm")
+	}
+	return os.MkdirTemp("", "tpm")
+}
+
+// Address is the TPM's path in the configuration: unix:….
+func (s *Swtpm) Address() string { return "unix:" + s.socket }
+
+// Socket is the path of the unix socket, as tpm2-tools and openssl take it:
+// swtpm:path=SOCKET.
+func (s *Swtpm) Socket() string { return s.socket }
+
+// StateDir is where the TPM keeps its memory.
+func (s *Swtpm) StateDir() string { return s.stateDir }
+
+// Pid is the running process.
+func (s *Swtpm) Pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return 0
+	}
+	return s.cmd.Process.Pid
+}
+
+// Kill ends the TPM as a power cut does: SIGKILL, without TPM2_Shutdown. It returns when
+// the process is gone.
+func (s *Swtpm) Kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return nil
+	}
+	err := s.cmd.Process.Kill()
+	_ = s.cmd.Wait() // says "signal: killed"
+	s.cmd = nil
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
+
+// Restart starts the TPM again, on the same memory and at the same address; a running one
+// is killed first.
+func (s *Swtpm) Restart(ctx context.Context) error {
+	if err := s.Kill(); err != nil {
+		return fmt.Errorf("restarting swtpm: %w", err)
+	}
+	return s.start(ctx)
+}
+
+// Stop ends the TPM and removes its socket; its memory stays. Stopping twice is harmless.
+func (s *Swtpm) Stop() error {
+	return errors.Join(s.Kill(), os.RemoveAll(filepath.Dir(s.socket)))
+}
+
+func (s *Swtpm) start(ctx context.Context) error {
+	program, err := exec.LookPath("swtpm")
+	if err != nil {
+		return hint.With(fmt.Errorf("%w: %w", ErrNotInstalled, err), "install it: apt install swtpm")
+	}
+	if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("starting swtpm: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stderr.Reset()
+	cmd := exec.Command(program, "socket", "--tpm2", "--tpmstate", "dir="+s.stateDir,
+		"--server", "type=unixio,path="+s.socket, "--flags", "not-need-init,startup-clear")
+	cmd.Stdout, cmd.Stderr = &s.stderr, &s.stderr
+	// A signal at the terminal is for us alone: we end the TPM after the keys are closed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting swtpm: %w", err)
+	}
+	if err := s.await(ctx); err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return fmt.Errorf("starting swtpm: %w: %s", err, bytes.TrimSpace(s.stderr.Bytes()))
+	}
+	s.cmd = cmd
+	return nil
+}
+
+// await returns when the socket takes connections.
+func (s *Swtpm) await(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", s.socket)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// TB is what Start needs of a *testing.T; the demo links this package, and not testing.
+type TB interface {
+	Helper()
+	TempDir() string
+	Cleanup(func())
+	Fatal(args ...any)
+}
+
+// Start gives a test a TPM of its own, which ends with the test.
+func Start(t TB) *Swtpm {
+	t.Helper()
+	s, err := StartSwtpm(context.Background(), t.TempDir())
+	if errors.Is(err, ErrNotInstalled) {
+		t.Fatal("swtpm is missing; run: make deps")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	return s
+}
