@@ -127,7 +127,9 @@ func (s *Swtpm) start(ctx context.Context) error {
 		"--server", "type=unixio,path="+s.socket, "--flags", "not-need-init,startup-clear")
 	cmd.Stdout, cmd.Stderr = &s.stderr, &s.stderr
 	// A signal at the terminal is for us alone: we end the TPM after the keys are closed.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// Where we die without doing so, the kernel does; it counts the thread that started the
+	// TPM as the parent, so no goroutine that dies with its thread may call this.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting swtpm: %w", err)
 	}

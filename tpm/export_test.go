@@ -1,0 +1,64 @@
+package tpm
+
+import (
+	"context"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+)
+
+// Descriptor is what a scripted device has to be.
+type Descriptor = descriptor
+
+var ErrFraming = errFraming
+
+const MaxResponse = maxResponse
+
+// OpenDescriptors opens a Device over scripted descriptors: the first, and one more for
+// each time the device is reopened.
+func OpenDescriptors(o Options, next func() (Descriptor, error)) (*Device, error) {
+	d := newDevice(o)
+	dial := func(context.Context) (conn, error) {
+		fd, err := next()
+		if err != nil {
+			return nil, err
+		}
+		return &deviceConn{fd: fd}, nil
+	}
+	c, err := dial(context.Background())
+	if err != nil {
+		return nil, openError(o.Path, err)
+	}
+	d.attach(o.Path, dial, c)
+	return d, nil
+}
+
+// OpenAuto is what Path "auto" does, in another folder than /dev.
+func OpenAuto(ctx context.Context, dir string, o Options) (*Device, error) {
+	d := newDevice(o)
+	if err := d.openAuto(ctx, dir); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// TPM is the transport as go-tpm sees it.
+func (d *Device) TPM(ctx context.Context) transport.TPM { return d.call(ctx) }
+
+// CommandError exposes the mapping of answers to errors.
+func CommandError(doing string, err error) error { return commandError(doing, err) }
+
+// NewKeyFile wraps what a raw go-tpm call made.
+func NewKeyFile(parent uint32, pub tpm2.TPM2BPublic, private tpm2.TPM2BPrivate) (*KeyFile, error) {
+	return newKeyFile(parent, prefixed(pub.Bytes()), prefixed(private.Buffer))
+}
+
+// CorruptPrivate returns a copy of f with its private area changed.
+func (f *KeyFile) CorruptPrivate(change func([]byte) []byte) *KeyFile {
+	g := *f
+	g.private = change(append([]byte(nil), f.private...))
+	return &g
+}
+
+// Noda reports the attribute.
+func (f *KeyFile) Attributes() tpm2.TPMAObject { return f.public.ObjectAttributes }
