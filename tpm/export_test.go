@@ -48,6 +48,13 @@ func (d *Device) TPM(ctx context.Context) transport.TPM { return d.call(ctx) }
 // CommandError exposes the mapping of answers to errors.
 func CommandError(doing string, err error) error { return commandError(doing, err) }
 
+// WithoutFlag returns a copy of f whose file says that it has a password.
+func (f *KeyFile) WithoutFlag() *KeyFile {
+	g := *f
+	g.noAuth = false
+	return &g
+}
+
 // NewKeyFile wraps what a raw go-tpm call made.
 func NewKeyFile(parent uint32, pub tpm2.TPM2BPublic, private tpm2.TPM2BPrivate) (*KeyFile, error) {
 	return newKeyFile(parent, prefixed(pub.Bytes()), prefixed(private.Buffer))
@@ -60,5 +67,5 @@ func (f *KeyFile) CorruptPrivate(change func([]byte) []byte) *KeyFile {
 	return &g
 }
 
-// Noda reports the attribute.
+// Attributes are those of the public area.
 func (f *KeyFile) Attributes() tpm2.TPMAObject { return f.public.ObjectAttributes }

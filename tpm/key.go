@@ -28,8 +28,9 @@ type Key struct {
 	name     []byte
 	warnings []string
 
-	at     atomic.Pointer[place] // nil once closed
-	moving sync.Mutex            // held while at changes
+	at       atomic.Pointer[place] // nil once closed
+	moving   sync.Mutex            // held while at changes
+	password atomic.Bool           // the TPM refused the empty one: do not ask again
 }
 
 // place is where a key lies: a handle, and the generation that the handle belongs to. A
@@ -95,15 +96,46 @@ func (k *Key) ready(ctx context.Context, at *place) (*Key, error) {
 	k.d.keysMu.Lock()
 	k.d.keys[k] = struct{}{}
 	k.d.keysMu.Unlock()
-	if k.public.Type == tpm2.TPMAlgRSA {
-		if err := k.selfTest(ctx); err != nil {
-			return nil, errors.Join(unsupported("this RSA key; create a P-256 one"), err, k.close(ctx))
-		}
+	if err := k.examine(ctx); err != nil {
+		_ = k.close(ctx)
+		return nil, err
 	}
 	for _, w := range k.warnings {
 		k.d.log.LogAttrs(ctx, slog.LevelWarn, "tpm key warning", slog.String("warning", w))
 	}
 	return k, nil
+}
+
+// examine signs once where the public area does not say enough.
+func (k *Key) examine(ctx context.Context) error {
+	if k.file != nil && !k.file.noAuth {
+		if err := k.tryWithoutPassword(ctx); err != nil {
+			return err
+		}
+	}
+	if k.public.Type == tpm2.TPMAlgRSA {
+		if err := k.selfTest(ctx); err != nil {
+			return fmt.Errorf("%w: this RSA key: %w", ErrUnsupported, err)
+		}
+	}
+	return nil
+}
+
+// tryWithoutPassword finds out whether the key has a password, because the flag in its file
+// cannot be trusted: tpm2_encodeobject 5.4 says that keys without one have one. A wrong
+// guess counts against the whole TPM unless the key has noDA, so one is ventured only
+// while the counter stands at zero: repeated starts then cannot lock the TPM.
+func (k *Key) tryWithoutPassword(ctx context.Context) error {
+	if !k.public.ObjectAttributes.NoDA {
+		h, err := k.d.Health(ctx)
+		if err != nil {
+			return err
+		}
+		if h.LockoutCounter > 0 || h.InLockout {
+			return unsupported("the file says that the key has a password, and the lockout counter stands at %d, so it is not tried without", h.LockoutCounter)
+		}
+	}
+	return k.selfTest(ctx)
 }
 
 // Public implements crypto.Signer.
@@ -130,6 +162,9 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if err != nil {
 		return nil, err
 	}
+	if k.password.Load() {
+		return nil, errPassword
+	}
 	at := k.at.Load()
 	signature, err := k.signAt(ctx, at, digest, scheme)
 	if forgotten(err) {
@@ -137,11 +172,17 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 			signature, err = k.signAt(ctx, at, digest, scheme)
 		}
 	}
+	if errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail) {
+		k.password.Store(true) // every further try may count as a guess
+		return nil, errPassword
+	}
 	if err != nil {
 		return nil, commandError("signing with the device key", err)
 	}
 	return signature, nil
 }
+
+var errPassword = unsupported("the key has a password, and an unattended device cannot type one")
 
 // signAt is TPM2_Sign (Part 3, 20.2), the one command of a full handshake.
 func (k *Key) signAt(ctx context.Context, at *place, digest []byte, scheme tpm2.TPMTSigScheme) ([]byte, error) {

@@ -29,14 +29,15 @@ var (
 // private area wrapped by its parent. It is no secret.
 type KeyFile struct {
 	parent  uint32
+	noAuth  bool // the file says that the key has no password; see Key.tryWithoutPassword
 	public  *tpm2.TPMTPublic
 	pub     []byte // TPMT_PUBLIC
 	private []byte // TPM2B_PRIVATE without its size
 }
 
 // ParseKeyFile reads the first TSS2 PEM block of data. A damaged file is ErrKeyCorrupt; one
-// that holds something else than a loadable key without password and policy, under
-// SRKHandle or OwnerHandle, is ErrUnsupported.
+// that holds something else than a loadable key without policy, under SRKHandle or
+// OwnerHandle, is ErrUnsupported.
 func ParseKeyFile(data []byte) (*KeyFile, error) {
 	block, _ := pem.Decode(data)
 	switch {
@@ -94,7 +95,12 @@ func parseDER(der []byte) (*KeyFile, error) {
 	if err := options.check(parent); err != nil {
 		return nil, err
 	}
-	return newKeyFile(uint32(parent.Uint64()), pub, private)
+	f, err := newKeyFile(uint32(parent.Uint64()), pub, private)
+	if err != nil {
+		return nil, err
+	}
+	f.noAuth = options.emptyAuth
+	return f, nil
 }
 
 func checkKind(kind asn1.ObjectIdentifier) error {
@@ -150,10 +156,9 @@ func parseBoolean(b []byte) (bool, error) {
 	return b[2] != 0, nil
 }
 
+// check leaves emptyAuth alone: tpm2_encodeobject 5.4 writes it the wrong way round.
 func (o fileOptions) check(parent *big.Int) error {
 	switch {
-	case !o.emptyAuth:
-		return unsupported("the key has a password; an unattended device cannot type one")
 	case !parent.IsUint64() || parent.Uint64() != uint64(SRKHandle) && parent.Uint64() != uint64(OwnerHandle):
 		return unsupported("parent %#x is neither %#x nor %#x", parent, SRKHandle, OwnerHandle)
 	case o.rsaParent && parent.Uint64() == uint64(OwnerHandle):
@@ -173,7 +178,7 @@ func newKeyFile(parent uint32, pub, private []byte) (*KeyFile, error) {
 	if err != nil {
 		return nil, corrupt("its public area is malformed")
 	}
-	f := &KeyFile{parent: parent, public: public, pub: pub, private: private}
+	f := &KeyFile{parent: parent, noAuth: true, public: public, pub: pub, private: private}
 	if _, err := f.Public(); err != nil {
 		return nil, err
 	}
@@ -219,7 +224,7 @@ func (f *KeyFile) MarshalPEM() []byte {
 		Parent    int64
 		Public    []byte
 		Private   []byte
-	}{oidLoadable, true, int64(f.parent), prefixed(f.pub), prefixed(f.private)})
+	}{oidLoadable, f.noAuth, int64(f.parent), prefixed(f.pub), prefixed(f.private)})
 	if err != nil {
 		return nil // cannot happen: the types above are all encoding/asn1 knows
 	}

@@ -64,8 +64,9 @@ func shortDir() (string, error) {
 // Address is the TPM's path in the configuration: unix:….
 func (s *Swtpm) Address() string { return "unix:" + s.socket }
 
-// Socket is the path of the unix socket, as tpm2-tools and openssl take it:
-// swtpm:path=SOCKET.
+// Socket is the path of the unix socket, as tpm2-tools (TPM2TOOLS_TCTI) and openssl's tpm2
+// provider (TPM2OPENSSL_TCTI) take it: swtpm:path=SOCKET. The control socket that they also
+// want lies beside it.
 func (s *Swtpm) Socket() string { return s.socket }
 
 // StateDir is where the TPM keeps its memory.
@@ -117,14 +118,16 @@ func (s *Swtpm) start(ctx context.Context) error {
 	if err != nil {
 		return hint.With(fmt.Errorf("%w: %w", ErrNotInstalled, err), "install it: apt install swtpm")
 	}
-	if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("starting swtpm: %w", err)
+	for _, socket := range []string{s.socket, s.socket + ".ctrl"} {
+		if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("starting swtpm: %w", err)
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stderr.Reset()
 	cmd := exec.Command(program, "socket", "--tpm2", "--tpmstate", "dir="+s.stateDir,
-		"--server", "type=unixio,path="+s.socket, "--flags", "not-need-init,startup-clear")
+		"--server", "type=unixio,path="+s.socket, "--ctrl", "type=unixio,path="+s.socket+".ctrl", "--flags", "not-need-init,startup-clear")
 	cmd.Stdout, cmd.Stderr = &s.stderr, &s.stderr
 	// A signal at the terminal is for us alone: we end the TPM after the keys are closed.
 	// Where we die without doing so, the kernel does; it counts the thread that started the
