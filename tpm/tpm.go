@@ -69,6 +69,7 @@ type Device struct {
 	busy     chan struct{} // holds one token while a command is under way
 	conn     conn          // nil while lost; guarded by busy
 	gen      uint64        // guarded by busy
+	answered bool          // since it was opened; guarded by busy
 	live     atomic.Uint64 // gen while the TPM is open, else 0
 	closed   bool          // guarded by busy
 	leftover []<-chan struct{}

@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"syscall"
 	"time"
 
 	"ferrule/internal/hint"
@@ -62,9 +64,21 @@ func (d *Device) send(ctx context.Context, gen uint64, cmd []byte) ([]byte, uint
 	if gen != 0 && gen != d.gen {
 		return nil, d.gen, errStale
 	}
+	first := !d.answered
 	rsp, err := d.repeat(ctx, cmd)
+	if first && hungUp(err) {
+		// A simulator that is being killed still takes connections for a moment.
+		if err = d.reopen(ctx); err == nil {
+			rsp, err = d.repeat(ctx, cmd)
+		}
+	}
 	d.counters.add(cmd, rsp, time.Since(start))
 	return rsp, d.gen, err
+}
+
+// hungUp reports whether the other side ended the connection.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 func (d *Device) acquire(ctx context.Context) error {
@@ -88,6 +102,7 @@ func (d *Device) repeat(ctx context.Context, cmd []byte) ([]byte, error) {
 			d.drop()
 			return nil, lost(commandName(cmd), err)
 		}
+		d.answered = true
 		code := responseCode(rsp)
 		if !askedToRepeat(code) {
 			return rsp, nil
@@ -129,6 +144,7 @@ func (d *Device) reopen(ctx context.Context) error {
 		if err == nil {
 			d.conn = c
 			d.gen++
+			d.answered = false
 			d.live.Store(d.gen)
 			d.counters.reopened()
 			d.log.LogAttrs(ctx, slog.LevelInfo, "tpm reopened", slog.String("path", d.path))
