@@ -1,0 +1,60 @@
+# Ferrule. "make help" lists the targets.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# The time of the commit, not of the build: two builds of one commit are the same bytes.
+BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
+LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
+
+.PHONY: help build cross deps demo test check race test-arm test-arm64 e2e soak fuzz bench lint generate clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: ## build every program for this machine into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+cross: ## build the device binary for every architecture into dist/; fail if too large or not static
+	@build/cross.sh '$(LDFLAGS)'
+
+deps: ## install the Debian packages that tests and benchmarks need; say which
+	@build/deps.sh
+
+demo: ## the whole loop on this machine; DEMO_FOR=30s ends by itself with a tally
+	@build/deps.sh demo || echo "demo: going on with what there is"
+	@$(GO) run ./cmd/ferrule-demo
+
+test: deps check race test-arm test-arm64 ## everything that must hold: checks, tests with -race, tests on ARM
+
+check: ## gofmt, vet, staticcheck, known vulnerabilities
+	@build/check.sh
+
+race: ## only the tests on this machine, with the race detector
+	@build/test.sh native
+
+test-arm: ## only the tests for ARMv6, under qemu
+	@build/test.sh arm
+
+test-arm64: ## only the tests for ARM64, under qemu
+	@build/test.sh arm64
+
+e2e: deps ## the built binaries against mosquitto, swtpm, libmodbus and openssl, on this machine and on ARM
+	$(GO) test -count=1 -timeout 30m ./build/e2e
+
+soak: deps ## every test SOAK times over (default 20) with -race: what fails seldom fails here
+	$(GO) test -race -count=$(or $(SOAK),20) -timeout 0 $$($(GO) list ./... | grep -v /build/)
+
+fuzz: ## every fuzz target for FUZZTIME (default 60s)
+	@build/fuzz.sh
+
+bench: deps ## speed, memory and disk, side by side with peers; one table
+	$(GO) run ./build/bench
+
+lint: ## golangci-lint with .golangci.yml (compiles the linter the first time)
+	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
+
+generate: ## write docs/configuration.md anew from the structs
+	$(GO) test -count=1 -run TestConfigurationDocs ./agent/config -update
+
+clean: ## remove what the other targets made
+	rm -rf bin dist .cache

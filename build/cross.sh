@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Builds the device binary for every architecture into dist/, prints the sizes, and fails when
+# one is not static or the one for ARMv7 is larger than a gateway's flash should have to hold.
+#
+#   build/cross.sh LDFLAGS
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ldflags=$1
+most_armv7=10000000 # bytes: the 10 MB of the design
+command -v readelf >/dev/null || { echo "cross: readelf is missing; run: make deps" >&2; exit 1; }
+
+bad=0
+mkdir -p dist
+for target in "armv6 arm 6" "armv7 arm 7" "arm64 arm64" "riscv64 riscv64" "amd64 amd64"; do
+  read -r name arch arm <<<"$target"
+  out=dist/ferrule-$name
+  CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOARM=${arm:-} go build -trimpath -ldflags "$ldflags" -o "$out" ./cmd/ferrule
+  size=$(stat -c %s "$out")
+  note=static
+  if readelf -lW "$out" | grep -Eq '^ *(INTERP|DYNAMIC) '; then
+    note="NOT STATIC" bad=1
+  fi
+  if [ "$name" = armv7 ] && [ "$size" -gt "$most_armv7" ]; then
+    note+=", LARGER THAN $most_armv7" bad=1
+  fi
+  printf '  %-24s %10d bytes  %s\n' "$out" "$size" "$note"
+done
+exit $bad

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Runs the tests of every package:
+#
+#   build/test.sh native          here, with the race detector
+#   build/test.sh arm|arm64       the same packages, built for ARM and run by qemu
+#
+# build/e2e and build/bench are not among them: make e2e and make bench run those.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+if [ -z "${FERRULE_CORPORA:-}" ]; then
+  cat >&2 <<'NOTE'
+  ##########################################################################
+  # FERRULE_CORPORA is not set: tests over real captures have NOT been run.#
+  # It names a folder with captures of real sensors' lines.                #
+  ##########################################################################
+NOTE
+fi
+
+packages=$(go list ./... | grep -v '/build/')
+
+# emulated runs the tests of one architecture under qemu-user. There is no binfmt to rely on, so
+# a test that starts its own binary again puts the words of FERRULE_EXEC before it.
+emulated() { # qemu
+  command -v "$1" >/dev/null || { echo "$1 is missing; run: make deps" >&2; exit 1; }
+  # shellcheck disable=SC2086
+  FERRULE_EXEC=$1 CGO_ENABLED=0 go test -exec "$1" -timeout 30m $packages
+}
+
+case ${1:-native} in
+native)
+  echo "== go test -race"
+  # shellcheck disable=SC2086
+  CGO_ENABLED=1 go test -race -timeout 10m $packages
+  ;;
+arm)
+  echo "== go test, GOARCH=arm GOARM=6 under qemu"
+  GOARCH=arm GOARM=6 emulated qemu-arm-static
+  ;;
+arm64)
+  echo "== go test, GOARCH=arm64 under qemu"
+  GOARCH=arm64 emulated qemu-aarch64-static
+  ;;
+*)
+  echo "usage: build/test.sh native|arm|arm64" >&2
+  exit 2
+  ;;
+esac
