@@ -12,8 +12,8 @@ type LineConfig struct {
 	// Serial port: a path such as /dev/ttyUSB0, or a name that survives replugging, below
 	// by-id/ or by-path/ (ferrule ports lists them). Required; one port belongs to one line.
 	Port string `toml:"port"`
-	// Baud rate, then data bits (7, 8), parity (N, E, O, M, S) and stop bits (1, 2). Default
-	// "19200 8E1", as the Modbus specification says.
+	// Baud rate, then data bits (8 for Modbus RTU), parity (N, E, O, M, S) and stop bits (1, 2).
+	// Default "19200 8E1", as the Modbus specification says.
 	Settings string `toml:"settings"`
 	// What is spoken on the line: modbus-rtu, which is the default.
 	Protocol string `toml:"protocol"`

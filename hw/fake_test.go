@@ -137,7 +137,7 @@ func (b *fakeBus) Write(ctx context.Context, unit byte, at modbus.Address, mask 
 	return nil
 }
 
-// log keeps the polls that a line hands over.
+// pollLog keeps the polls that a line hands over.
 type pollLog struct {
 	mu     sync.Mutex
 	polls  []Poll
@@ -153,6 +153,12 @@ func (p *pollLog) sink(_ context.Context, poll Poll) error {
 	poll.Readings = append([]Reading(nil), poll.Readings...)
 	p.polls = append(p.polls, poll)
 	return nil
+}
+
+func (p *pollLog) refuseWith(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuse = err
 }
 
 // take returns the polls since the last call.

@@ -303,7 +303,7 @@ func TestExceptionsByKind(t *testing.T) {
 		if n := b.logs.of("point refused"); n != 1 {
 			t.Errorf("%d log events for one refused point", n)
 		}
-		refuse = nil
+		bus.set(func() { refuse = nil })
 		wait(6 * time.Minute)
 		polls := b.polls.take()
 		if last := text(polls[len(polls)-1]); strings.Contains(last, "!") {
@@ -418,14 +418,12 @@ func TestSinkThatRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bus := newBus(1)
 		b := run(t, lineOf(unitOf("a", 1, time.Second, PointConfig{Name: "x", At: "holding:0", Deadband: 10})), bus)
-		b.polls.refuse = errors.New("full")
+		b.polls.refuseWith(errors.New("full"))
 		wait(5 * time.Second)
 		if n := b.Status().Errors["sink"]; n < 4 || b.logs.of("poll not taken over") != 1 {
 			t.Errorf("%d polls refused, %d log events", n, b.logs.of("poll not taken over"))
 		}
-		b.polls.mu.Lock()
-		b.polls.refuse = nil
-		b.polls.mu.Unlock()
+		b.polls.refuseWith(nil)
 		wait(2 * time.Second)
 		if polls := b.polls.take(); len(polls) != 1 || text(polls[0]) != "x=0" {
 			t.Errorf("a value that the sink refused is not reported anew: %v", polls)
@@ -479,6 +477,7 @@ func TestValidate(t *testing.T) {
 		{"long", func(_ *LineConfig, _ *UnitConfig, p *PointConfig) { p.Name = strings.Repeat("x", 65) }, `name: 65 bytes are too many`, ""},
 		{"no port", func(c *LineConfig, _ *UnitConfig, _ *PointConfig) { c.Port = "" }, `line "rs485-1": port: `, "ferrule ports"},
 		{"settings", func(c *LineConfig, _ *UnitConfig, _ *PointConfig) { c.Settings = "fast" }, `line "rs485-1": settings: `, "19200 8E1"},
+		{"7 data bits", func(c *LineConfig, _ *UnitConfig, _ *PointConfig) { c.Settings = "9600 7E1" }, `settings: modbus-rtu needs 8 data bits`, "ASCII"},
 		{"protocol", func(c *LineConfig, _ *UnitConfig, _ *PointConfig) { c.Protocol = "nmea" }, `line "rs485-1": protocol: `, ""},
 		{"address", func(_ *LineConfig, u *UnitConfig, _ *PointConfig) { u.Address = 0 }, `unit "meter-a": address: 0 is none of 1 to 247`, ""},
 		{"every", func(_ *LineConfig, u *UnitConfig, _ *PointConfig) { u.Every = 1 }, `unit "meter-a": every: `, ""},

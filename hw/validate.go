@@ -48,6 +48,8 @@ func (c LineConfig) compile() (port.Settings, []*unit, error) {
 	settings, err := port.ParseSettings(orDefault(c.Settings, defaultSettings))
 	if err != nil {
 		k.wrong("settings", `write it as "19200 8E1": baud rate, data bits, parity, stop bits`, err)
+	} else if settings.DataBits != 8 { // Modbus over Serial Line V1.02, 2.5.1
+		k.wrong("settings", "7 data bits are for Modbus ASCII", fmt.Errorf("%s needs 8 data bits, not %d", defaultProtocol, settings.DataBits))
 	}
 	names, addresses := make(map[string]bool), make(map[int]string)
 	var units []*unit
