@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -76,6 +77,13 @@ func (b *fakeBus) set(f func()) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f()
+}
+
+// seen returns all transactions up to now.
+func (b *fakeBus) seen() []asked {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.asked)
 }
 
 // begin waits as long as the transaction takes and says how it ends.
@@ -150,7 +158,7 @@ func (p *pollLog) sink(_ context.Context, poll Poll) error {
 	if p.refuse != nil {
 		return p.refuse
 	}
-	poll.Readings = append([]Reading(nil), poll.Readings...)
+	poll.Readings = slices.Clone(poll.Readings)
 	p.polls = append(p.polls, poll)
 	return nil
 }

@@ -107,7 +107,7 @@ func TestWriteThatFails(t *testing.T) {
 			t.Errorf("a write without an answer: %v, hint %q", err, hint.Of(err))
 		}
 		writes := 0
-		for _, a := range bus.asked {
+		for _, a := range bus.seen() {
 			if a.write {
 				writes++
 			}
@@ -200,8 +200,8 @@ func TestReadOnce(t *testing.T) {
 				t.Errorf("%+v was read as %x", q, raw)
 			}
 		}
-		if len(bus.asked) != 2 {
-			t.Errorf("%d transactions; a line without a sink polls nothing", len(bus.asked))
+		if len(bus.seen()) != 2 {
+			t.Errorf("%d transactions; a line without a sink polls nothing", len(bus.seen()))
 		}
 		if _, err := b.Read(t.Context(), Query{Unit: "9", At: holding(0), Type: typeOf(t, "int16")}); !errors.Is(err, modbus.ErrTimeout) {
 			t.Errorf("nobody has the address: %v", err)
@@ -238,7 +238,7 @@ func TestJobsAreBoundedAndCanBeAbandoned(t *testing.T) {
 			}
 		}
 		wait(time.Minute)
-		for _, a := range bus.asked {
+		for _, a := range bus.seen() {
 			if a.write {
 				t.Fatal("an abandoned write was sent")
 			}
