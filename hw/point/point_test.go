@@ -154,7 +154,7 @@ func TestEncode(t *testing.T) {
 		{"bcd16", 1, -1, nil, ErrRange},
 		{"uint64", 1, json.Number("18446744073709551615"), []uint16{0xffff, 0xffff, 0xffff, 0xffff}, nil},
 		{"uint64", 1, json.Number("18446744073709551616"), nil, ErrRange},
-		{"int64", 1, math.MinInt64, []uint16{0x8000, 0, 0, 0}, nil},
+		{"int64", 1, int64(math.MinInt64), []uint16{0x8000, 0, 0, 0}, nil},
 		{"int64", 1, uint64(math.MaxUint64), nil, ErrRange},
 		{"float32", 1, 230.1, []uint16{0x4366, 0x199a}, nil},
 		{"float32", 0.1, 23.01, []uint16{0x4366, 0x199a}, nil},
