@@ -15,11 +15,12 @@ type debt struct {
 	function Function
 	length   byte    // bytes of data; functions 1 to 4 and 23
 	echo     [6]byte // what functions 5, 6, 15, 16 and 22 repeat of the request
+	times    int     // how many such requests in a row
 	sent     time.Time
 }
 
 func debtOf(r *Request) debt {
-	d := debt{function: r.Function, length: byte(r.responseData())}
+	d := debt{function: r.Function, length: byte(r.responseData()), times: 1}
 	switch r.Function {
 	case WriteSingleCoil, WriteSingleRegister:
 		binary.BigEndian.PutUint16(d.echo[0:], r.Address)
@@ -39,7 +40,7 @@ func debtOf(r *Request) debt {
 func (d *debt) settledBy(frame []byte) bool {
 	f := Function(frame[1])
 	if f == d.function|exceptionBit {
-		return len(frame) == 5
+		return len(frame) == 5 && frame[2] != 0
 	}
 	if f != d.function {
 		return false
@@ -59,24 +60,28 @@ func (d *debt) like(o *debt) bool {
 	return d.function == o.function && d.length == o.length && d.echo == o.echo
 }
 
-// debts of one unit, oldest first, without the current request. One that can no longer be answered
-// is written off by age.
+// debts are what one unit still owes, oldest first, without the current request.
 type debts struct {
 	list [4]debt
 	n    int
 }
 
-func (b *debts) add(d debt) bool {
-	if b.n == len(b.list) {
-		return false
-	}
-	b.list[b.n] = d
-	b.n++
-	return true
+// room tells whether d can be added.
+func (b *debts) room(d *debt) bool {
+	return b.n < len(b.list) || b.list[b.n-1].like(d)
 }
 
-// full tells whether another debt would not fit.
-func (b *debts) full() bool { return b.n == len(b.list) }
+func (b *debts) add(d debt) {
+	if b.n > 0 && b.list[b.n-1].like(&d) {
+		b.list[b.n-1].times++
+		b.list[b.n-1].sent = d.sent
+		return
+	}
+	if b.n < len(b.list) {
+		b.list[b.n] = d
+		b.n++
+	}
+}
 
 // drop forgets the n oldest.
 func (b *debts) drop(n int) {
@@ -84,12 +89,15 @@ func (b *debts) drop(n int) {
 	b.n -= n
 }
 
-// settle drops the earliest debt that the frame can answer, and all before it.
+// settle takes off the earliest request that the frame can answer, and all before it.
 func (b *debts) settle(frame []byte) (sent time.Time, ok bool) {
 	for i := range b.n {
 		if b.list[i].settledBy(frame) {
 			sent = b.list[i].sent
-			b.drop(i + 1)
+			b.drop(i)
+			if b.list[0].times--; b.list[0].times == 0 {
+				b.drop(1)
+			}
 			return sent, true
 		}
 	}

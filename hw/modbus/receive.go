@@ -1,0 +1,318 @@
+package modbus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+)
+
+// echoState is what is known of the adapter: some return every byte that is sent.
+type echoState uint8
+
+const (
+	echoUnknown echoState = iota
+	echoOff
+	echoOn
+)
+
+// repeats tells whether a good answer to f is the same bytes as its request.
+func repeats(f Function) bool {
+	return f == WriteSingleCoil || f == WriteSingleRegister || f == MaskWriteRegister
+}
+
+// judgeEcho learns from a request whether its echo was heard.
+func (c *Client) judgeEcho(f Function, answered bool) {
+	switch {
+	case repeats(f):
+	case c.heard:
+		c.echo = echoOn
+	case answered || c.echo == echoUnknown:
+		c.echo = echoOff
+	}
+}
+
+// sort is what scan found at the head of rx.
+type sort uint8
+
+const (
+	nothing  sort = iota
+	partial       // the beginning of what may be a frame
+	answer        // to the current request
+	mismatch      // of the unit, but no answer to anything
+	broken        // would be the answer but for the checksum
+	settled       // a late answer
+)
+
+// hush waits until the line was silent for t3.5, or after a failure until it is drained. What comes
+// meanwhile is counted and dropped, and settles what its unit owed. It is the only place where
+// bytes that belong to no current request are read, and it runs before each.
+func (c *Client) hush(ctx context.Context) error {
+	limit := c.now().Add(max(c.timeout, 4*maxDrain))
+	for {
+		now := c.now()
+		end := c.last.Add(max(c.timing.T35, c.quiet))
+		n, err := 0, error(nil)
+		switch wait := end.Sub(now); {
+		case c.try == nil || wait > longRead:
+			n, err = c.read(ctx, later(end, now.Add(time.Millisecond)))
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = nil
+			}
+		default:
+			if wait > 0 {
+				c.sleep(wait)
+			}
+			if n, err = c.try.TryRead(c.rx[c.wr:]); n > 0 {
+				c.last = c.now()
+				c.wr += n
+			}
+		}
+		switch {
+		case err != nil:
+			return err
+		case n == 0:
+			c.strays(true)
+			c.quiet = 0
+			return nil
+		case c.last.After(limit):
+			c.strays(true)
+			return fmt.Errorf("waiting for a silent line: %w", ErrTimeout)
+		}
+		c.strays(false)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// strays sorts what came outside of any request; the rest, at the end, is garbage.
+func (c *Client) strays(end bool) {
+	for c.rd < c.wr {
+		if _, s := c.scan(nil, nil); s == partial || s == nothing {
+			if !end {
+				break
+			}
+			if c.rd < c.wr {
+				c.rd++
+				c.stats.Garbage++
+			}
+		}
+	}
+	if c.rd == c.wr || len(c.rx)-c.wr < MaxFrame {
+		c.stats.Garbage += uint64(c.wr - c.rd)
+		c.rd, c.wr = 0, 0
+	}
+}
+
+// receive reads until the answer that settles d is whole. It stops at the length that the
+// answer's head gives, and does not wait for silence.
+func (c *Client) receive(ctx context.Context, u *unit, d, awaiting *debt) ([]byte, error) {
+	expect := c.timing.Chars(MaxFrame)
+	limit := d.sent.Add(2*c.timeout + 2*expect)
+	deadline := d.sent.Add(c.timeout)
+	if c.echo == echoOn {
+		deadline = later(deadline, d.sent.Add(expect)) // the echo alone takes its time
+	}
+	failure := ErrTimeout
+	rescanned := 0
+	for {
+		until := deadline
+		if c.rd < c.wr && rescanned != c.wr {
+			until = earlier(deadline, c.last.Add(max(c.drain(u), longRead)))
+		}
+		_, err := c.read(ctx, until)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			if c.rd < c.wr && rescanned != c.wr {
+				rescanned = c.wr
+				if frame := c.rescan(d); frame != nil {
+					return frame, nil
+				}
+				continue
+			}
+			if awaiting != nil && !u.debts.blocks(awaiting) {
+				return nil, ErrTimeout
+			}
+			return nil, failure
+		}
+		if err != nil {
+			return nil, err
+		}
+		frame, kind := c.sortAll(u, d)
+		switch kind {
+		case answer:
+			return frame, nil
+		case partial:
+			rest := c.timing.Chars(c.missing(d))
+			deadline = later(deadline, earlier(limit, c.last.Add(rest+c.timeout)))
+			if pause := min(rest-c.slack, slice); pause > c.slack {
+				c.sleep(pause) // one wake-up for the rest instead of one for each few bytes
+			}
+		case broken:
+			failure = ErrCRC
+			deadline = earlier(deadline, c.last.Add(max(c.drain(u), longRead)))
+		case mismatch:
+			failure = ErrMismatch
+			deadline = earlier(deadline, c.last.Add(max(c.drain(u), longRead)))
+		case settled:
+			if awaiting != nil && !u.debts.blocks(awaiting) {
+				deadline = earlier(deadline, c.last.Add(max(c.drain(u), longRead)))
+			}
+		}
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// sortAll sorts what is in rx up to the answer, or up to what is not whole yet. The kind is the
+// most telling one found.
+func (c *Client) sortAll(u *unit, d *debt) (frame []byte, kind sort) {
+	for {
+		frame, k := c.scan(u, d)
+		switch k {
+		case answer, partial:
+			return frame, k
+		case nothing:
+			return nil, kind
+		}
+		kind = k
+	}
+}
+
+// missing is how many bytes the frame at the head of rx lacks.
+func (c *Client) missing(d *debt) int {
+	head := c.rx[c.rd:c.wr]
+	if c.echo == echoOn && !c.heard {
+		return max(len(c.sent)-len(head), 0)
+	}
+	return max(ResponseLength(head)-len(head), 0)
+}
+
+// scan takes one frame, or what cannot be one, from the head of rx. With a nil d no request is
+// current. Frames count from the head on, so that an answer quoted inside of another unit's frame
+// is not taken for one.
+func (c *Client) scan(u *unit, d *debt) ([]byte, sort) {
+	for c.rd < c.wr {
+		p := c.rx[c.rd:c.wr]
+		if d != nil && c.echo != echoOff && !c.heard {
+			n := min(len(p), len(c.sent))
+			if bytes.Equal(p[:n], c.sent[:n]) {
+				if n < len(c.sent) {
+					return nil, partial
+				}
+				c.hear()
+				continue
+			}
+		}
+		n := ResponseLength(p)
+		switch {
+		case n > MaxFrame:
+		case n == 0 || n > len(p):
+			return nil, partial
+		case n > 0 && sound(p[:n]):
+			c.rd += n
+			return p[:n], c.classify(u, d, p[:n])
+		}
+		if c.foreignRequest(p, d) {
+			continue
+		}
+		c.rd++
+		c.stats.Garbage++
+		if n > 0 && d != nil && u == c.units[p[0]] && d.settledBy(p[:n]) {
+			c.stats.CRCErrors++
+			return nil, broken
+		}
+	}
+	return nil, nothing
+}
+
+func (c *Client) hear() {
+	c.rd += len(c.sent)
+	c.heard = true
+	c.stats.Echoes++
+}
+
+// foreignRequest takes a sound request from the head of rx: that of another master, or our own
+// returned by an adapter of which that was not known.
+func (c *Client) foreignRequest(p []byte, d *debt) bool {
+	n := RequestLength(p)
+	if n <= 0 || n > len(p) || n > MaxFrame || !sound(p[:n]) {
+		return false
+	}
+	if d != nil && bytes.Equal(p[:n], c.sent) {
+		c.hear()
+		return true
+	}
+	c.rd += n
+	c.stats.Foreign++
+	return true
+}
+
+// classify sorts a sound frame of the form of an answer.
+func (c *Client) classify(u *unit, d *debt, frame []byte) sort {
+	from := c.units[frame[0]]
+	switch {
+	case from == nil:
+		c.stats.Foreign++
+		return nothing
+	case c.payDebt(from, frame):
+		c.stats.Late++
+		return settled
+	case d == nil: // a second answer, or one to a request written off
+		c.stats.Late++
+		return settled
+	case from != u:
+		c.stats.Foreign++
+		return settled
+	case d.settledBy(frame):
+		return answer
+	}
+	c.stats.Mismatches++
+	return mismatch
+}
+
+func (c *Client) payDebt(u *unit, frame []byte) bool {
+	sent, ok := u.debts.settle(frame)
+	if ok {
+		u.learn(c.last.Sub(sent) - c.timing.Chars(len(frame)))
+	}
+	return ok
+}
+
+// rescan looks for the answer behind a head that promised a frame and did not keep it. It takes
+// nothing from rx unless it finds the answer, as the frame at the head may just be slow.
+func (c *Client) rescan(d *debt) []byte {
+	head := c.rd
+	unit := c.sent[0]
+	for i := head + 1; i < c.wr; i++ {
+		p := c.rx[i:c.wr]
+		n := ResponseLength(p)
+		if n <= 0 || n > len(p) || n > MaxFrame || !sound(p[:n]) {
+			continue
+		}
+		u := c.units[unit]
+		if p[0] != unit || !d.settledBy(p[:n]) || repeats(d.function) && c.echo != echoOff && !c.heard {
+			continue
+		}
+		c.stats.Garbage += uint64(i - head)
+		c.rd = i + n
+		if c.payDebt(u, p[:n]) {
+			c.stats.Late++
+			head = c.rd
+			continue
+		}
+		return p[:n]
+	}
+	return nil
+}
