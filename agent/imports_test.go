@@ -1,0 +1,298 @@
+package agent_test
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/fstest"
+)
+
+// arrows says what a package may import, and why. A key that ends in /* stands for every
+// package below.
+type arrows map[string]string
+
+// trees is the first rule: imports point down only. hw, tpm and firmware know neither each
+// other nor the agent. It is all that holds for test files, which may use every test double of
+// their own tree and of those below.
+var trees = map[string][]string{
+	"build":    {"build", "cmd", "agent", "hw", "tpm", "firmware", "internal"},
+	"cmd":      {"agent", "hw", "tpm", "firmware", "internal"},
+	"agent":    {"agent", "hw", "tpm", "firmware", "internal"},
+	"hw":       {"hw", "internal"},
+	"tpm":      {"tpm", "internal"},
+	"firmware": {"firmware", "internal"},
+	"internal": {"internal"},
+}
+
+// rooms is the second rule: every package of the module, and what it may import of the
+// others. Any arrow that is not here is refused; so is any package. All may import internal.
+var rooms = map[string]arrows{
+	"build/bench": {
+		"agent/*": "measures the outbox and the session beside their peers",
+		"hw/*":    "simulates the line that the measured agent polls",
+		"tpm/*":   "starts the TPM that the measured agent uses",
+	},
+	"build/e2e": {},
+
+	"cmd/ferrule": {
+		"agent/*": "turns the agent's errors into exit codes and prints what it says",
+		"hw":      "read and write on a line that no agent holds",
+		"hw/*":    "lists ports, prints values",
+		"tpm":     "exit codes of TPM errors",
+	},
+	"cmd/ferrule-demo":    {"agent/*": "the cloud in a box", "hw/*": "the sensors in a box", "tpm/*": "the TPM in a box"},
+	"cmd/ferrule-factory": {"agent/enroll/*": "serves enrollment"},
+
+	"agent": {
+		"agent/*": "composes its children",
+		"hw":      "runs the lines",
+		"hw/*":    "reads and writes for commands",
+		"tpm":     "reports the TPM in the status",
+	},
+	"agent/agenttest": {"agent/enroll/registrar": "the registrar of the cloud in a box"},
+	"agent/clock":     {},
+	"agent/config": {
+		"agent/*": "reads the file into the Config struct of every part",
+		"hw":      "reads [[line]] into its Config struct",
+	},
+	"agent/encode":           {"hw": "encodes what a line reads", "hw/point": "encodes its values"},
+	"agent/enroll":           {"agent/enroll/wire": "speaks the registrar's messages", "tpm": "asks for a certificate for a TPM's key"},
+	"agent/enroll/registrar": {"agent/enroll/wire": "answers the device's messages"},
+	"agent/enroll/wire":      {},
+	"agent/identity":         {"agent/enroll": "obtains the first certificate", "tpm": "holds the key"},
+	"agent/journal":          {},
+	"agent/local":            {},
+	"agent/outbox":           {},
+	"agent/session": {
+		"agent/encode":   "expands topics",
+		"agent/identity": "presents the certificate",
+		"agent/outbox":   "drains it",
+	},
+
+	"hw": {
+		"hw/modbus": "polls units",
+		"hw/point":  "decodes what units answer",
+		"hw/port":   "opens the line",
+	},
+	"hw/hwtest": {"hw/modbus": "a simulated unit uses the server's side of the codec", "hw/port": "knows a line's settings"},
+	"hw/modbus": {},
+	"hw/point":  {},
+	"hw/port":   {},
+
+	"tpm":         {},
+	"tpm/tpmtest": {"tpm": "stands in for its transport"},
+
+	"internal/atomicfile":    {},
+	"internal/disk":          {},
+	"internal/disk/disktest": {},
+	"internal/hint":          {},
+	"internal/quantity":      {},
+	"internal/record":        {},
+}
+
+// library is a module of others, or a package of Go's own that needs a reason.
+type library struct {
+	by    []string // the packages that may import it, in code and in tests
+	tests bool     // any test may
+	why   string
+}
+
+// libraries is the third rule: what is foreign has one door. A module that is not here is refused.
+var libraries = map[string]library{
+	"github.com/VictoriaMetrics/metrics":  {by: []string{"agent"}, why: "writes /metrics"},
+	"github.com/coreos/go-systemd/v22":    {by: []string{"agent", "cmd/ferrule"}, why: "tells systemd that the agent is ready"},
+	"github.com/creack/pty":               {by: []string{"hw/hwtest"}, tests: true, why: "a pty is the simulated wire"},
+	"github.com/eclipse/paho.mqtt.golang": {by: []string{"agent/session", "build/bench"}, why: "its traps are known in one place; build/bench measures it bare"},
+	"github.com/google/go-cmp":            {tests: true, why: "compares structs in tests"},
+	"github.com/google/go-tpm":            {by: []string{"tpm", "tpm/tpmtest"}, why: "one package owns the TPM's wire format"},
+	"github.com/mochi-mqtt/server/v2":     {by: []string{"agent/agenttest"}, why: "the broker of the cloud in a box"},
+	"github.com/pelletier/go-toml/v2":     {by: []string{"agent/config"}, why: "reads the configuration"},
+	"github.com/rogpeppe/go-internal":     {tests: true, why: "testscript runs the real programs"},
+	"github.com/thejerf/suture/v4":        {by: []string{"agent"}, why: "supervises the parts"},
+	"go.bug.st/serial":                    {by: []string{"hw/port"}, why: "one package opens serial ports"},
+	"go.etcd.io/bbolt":                    {by: []string{"build/bench"}, tests: true, why: "the peer that the outbox is measured against"},
+	"go.uber.org/goleak":                  {tests: true, why: "finds goroutines that nobody waits for"},
+	"golang.org/x/sys/unix":               {by: []string{"agent", "agent/clock", "agent/session", "build/bench", "hw/hwtest", "hw/port", "internal/disk", "tpm"}, tests: true, why: "system calls Go has no name for"},
+	"pgregory.net/rapid":                  {tests: true, why: "properties in tests"},
+
+	"github.com/pkg/errors": {why: "errors are wrapped by fmt.Errorf with %w"},
+	"log":                   {why: "logs are events of log/slog, and the logger is handed in"},
+	"os/exec":               {by: []string{"build/bench", "cmd/ferrule-demo", "tpm/tpmtest"}, tests: true, why: "the product starts no programs"},
+	"testing":               {by: []string{"internal/disk/disktest", "tpm/tpmtest"}, tests: true, why: "no program should link it"},
+}
+
+// TestImports holds the architecture: who may import whom, one door for each library, a
+// sentence on every package, and no code that runs before main.
+func TestImports(t *testing.T) {
+	problems, err := checkImports(os.DirFS(".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, problem := range problems {
+		t.Error(problem)
+	}
+}
+
+// The negative control: each of these is one file that the check has to refuse.
+func TestImportsRefuses(t *testing.T) {
+	for name, file := range map[string]struct{ path, text, want string }{
+		"upward":          {"hw/x.go", `import "ferrule/agent/outbox"`, "hw imports agent/outbox"},
+		"sideways":        {"tpm/x.go", `import "ferrule/hw/port"`, "tpm imports hw/port"},
+		"between parts":   {"agent/outbox/x.go", `import "ferrule/agent/session"`, "agent/outbox imports agent/session"},
+		"child to parent": {"hw/modbus/x.go", `import "ferrule/hw"`, "hw/modbus imports hw"},
+		"upward in test":  {"hw/x_test.go", `import "ferrule/agent/agenttest"`, "hw imports agent/agenttest"},
+		"second door":     {"agent/x.go", `import mqtt "github.com/eclipse/paho.mqtt.golang"`, "agent imports github.com/eclipse/paho.mqtt.golang"},
+		"below a library": {"agent/identity/x.go", `import "github.com/google/go-tpm/tpm2"`, "agent/identity imports github.com/google/go-tpm/tpm2"},
+		"unknown library": {"hw/x.go", `import "example.com/modbus"`, "hw imports example.com/modbus"},
+		"log":             {"hw/x.go", `import "log"`, "hw imports log"},
+		"unknown package": {"agent/util/x.go", ``, "agent/util is not in the table"},
+		"unknown tree":    {"pkg/x.go", ``, "pkg is not in the table"},
+		"init":            {"hw/x.go", "func init() {}", "hw/x.go has a func init"},
+		"no comment":      {"hw/port/x.go", "", "hw/port has no package comment"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree := fstest.MapFS{
+				"hw/hw.go":  {Data: []byte("// Package hw is a good one.\npackage hw\nimport \"ferrule/hw/point\"\n")},
+				file.path:   {Data: []byte("package x\n" + file.text + "\n")},
+				"x/LICENSE": {Data: []byte("no package at all")},
+			}
+			problems, err := checkImports(tree)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.ContainsFunc(problems, func(p string) bool { return strings.HasPrefix(p, file.want) }) {
+				t.Errorf("want %q among %q", file.want, problems)
+			}
+		})
+	}
+}
+
+// The table itself keeps the first rule, and gives a reason for each arrow.
+func TestImportsTable(t *testing.T) {
+	for from, to := range rooms {
+		for target, why := range to {
+			if !inTree(from, target) {
+				t.Errorf("the table lets %s import %s, which is not below it", from, target)
+			}
+			if strings.HasPrefix(from, target+"/") && !strings.HasSuffix(from, "test") {
+				t.Errorf("the table lets %s import its parent; only a test double may", from)
+			}
+			if why == "" {
+				t.Errorf("no reason is given why %s may import %s", from, target)
+			}
+		}
+	}
+}
+
+// checkImports reads every Go file of a module and returns what breaks a rule.
+func checkImports(module fs.FS) (problems []string, err error) {
+	described := make(map[string]bool) // package → has a comment
+	err = fs.WalkDir(module, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		base := path.Base(name)
+		if d.IsDir() && name != "." && (base == "testdata" || strings.HasPrefix(base, ".")) {
+			return fs.SkipDir
+		}
+		if d.IsDir() || path.Ext(name) != ".go" {
+			return nil
+		}
+		text, err := fs.ReadFile(module, name)
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", name, err)
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, text, parser.ImportsOnly|parser.ParseComments)
+		if err != nil {
+			return fmt.Errorf("parsing %s: %w", name, err)
+		}
+		dir := path.Dir(name)
+		described[dir] = described[dir] || file.Doc != nil
+		if bytes.Contains(text, []byte("\nfunc init()")) {
+			problems = append(problems, name+" has a func init; what a package needs is handed to it")
+		}
+		problems = append(problems, checkFile(dir, strings.HasSuffix(name, "_test.go"), file)...)
+		return nil
+	})
+	for dir, has := range described {
+		if _, known := rooms[dir]; !known {
+			problems = append(problems, dir+" is not in the table; add it with a reason for each of its imports")
+		}
+		if !has {
+			problems = append(problems, dir+" has no package comment")
+		}
+	}
+	slices.Sort(problems)
+	return slices.Compact(problems), err
+}
+
+func checkFile(dir string, test bool, file *ast.File) (problems []string) {
+	for _, spec := range file.Imports {
+		target, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			return append(problems, fmt.Sprintf("%s imports %s: %v", dir, spec.Path.Value, err))
+		}
+		if ours, ok := strings.CutPrefix(target, "ferrule/"); ok {
+			if why := refuse(dir, ours, test); why != "" {
+				problems = append(problems, fmt.Sprintf("%s imports %s: %s", dir, ours, why))
+			}
+		} else if why := refuseLibrary(dir, target, test); why != "" {
+			problems = append(problems, fmt.Sprintf("%s imports %s: %s", dir, target, why))
+		}
+	}
+	return problems
+}
+
+// refuse says why package from may not import package to, or "".
+func refuse(from, to string, test bool) string {
+	if !inTree(from, to) {
+		return "imports point down only"
+	}
+	if test || strings.HasPrefix(to, "internal/") {
+		return ""
+	}
+	for target := range rooms[from] {
+		if below, wild := strings.CutSuffix(target, "/*"); to == target || wild && (to == below || strings.HasPrefix(to, below+"/")) {
+			return ""
+		}
+	}
+	return "the table has no such arrow"
+}
+
+func inTree(from, to string) bool {
+	first := func(p string) string { return strings.Split(p, "/")[0] }
+	return slices.Contains(trees[first(from)], first(to))
+}
+
+// refuseLibrary says why package from may not import a package that is not ours, or "".
+func refuseLibrary(from, to string, test bool) string {
+	module := slices.SortedFunc(maps.Keys(libraries), func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	for _, path := range module {
+		if to != path && !strings.HasPrefix(to, path+"/") || to != path && standard(path) {
+			continue
+		}
+		allowed := libraries[path]
+		if test && allowed.tests || slices.Contains(allowed.by, from) {
+			return ""
+		}
+		return allowed.why
+	}
+	if standard(to) {
+		return ""
+	}
+	return "a module that the table does not know"
+}
+
+// standard tells Go's own packages from those of modules: no dot in the first element.
+func standard(p string) bool { return !strings.Contains(strings.Split(p, "/")[0], ".") }
