@@ -129,7 +129,7 @@ var libraries = map[string]library{
 	"github.com/pkg/errors": {why: "errors are wrapped by fmt.Errorf with %w"},
 	"log":                   {why: "logs are events of log/slog, and the logger is handed in"},
 	"os/exec":               {by: []string{"build/bench", "cmd/ferrule-demo", "tpm/tpmtest"}, tests: true, why: "the product starts no programs"},
-	"testing":               {by: []string{"internal/disk/disktest", "tpm/tpmtest"}, tests: true, why: "no program should link it"},
+	"testing":               {by: []string{"internal/disk/disktest"}, tests: true, why: "no program should link it"},
 }
 
 // TestImports holds the architecture: who may import whom, one door for each library, a
