@@ -56,7 +56,7 @@ const (
 	hintSlots       = "objects left behind fill the TPM; restart it, or run: tpm2_flushcontext --transient-object"
 	hintTimeout     = "the TPM or its bus hangs; look at dmesg, then power-cycle the device"
 	hintLockout     = "wait for the lockout recovery time, or run: tpm2_dictionarylockout --clear-lockout"
-	hintOwnerAuth   = "create the SRK at the factory: tpm2_createprimary -C o -P OWNERAUTH -G ecc256:aes128cfb -g sha256 -c srk.ctx, then tpm2_evictcontrol -C o -P OWNERAUTH -c srk.ctx 0x81000001"
+	hintOwnerAuth   = "create the SRK at the factory: tpm2_createprimary -C o -P OWNERAUTH -G ecc256:aes128cfb -g sha256 -a 'fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt' -c srk.ctx, then tpm2_evictcontrol -C o -P OWNERAUTH -c srk.ctx 0x81000001"
 	hintOwner       = "the TPM was cleared or replaced, or the disk comes from another device; enroll this device again"
 	hintKeyCorrupt  = "restore the key file from a backup of this very device, or remove it and enroll again"
 	hintNoKey       = "run: ferrule enroll"
@@ -102,7 +102,7 @@ func commandError(doing string, err error) error {
 	if err == nil {
 		return nil
 	}
-	sentinel, repair := meaning(err)
+	repair, sentinel := meaning(err)
 	switch {
 	case repair == "":
 		return fmt.Errorf("%s: %w", doing, err)
@@ -113,23 +113,23 @@ func commandError(doing string, err error) error {
 }
 
 // meaning covers the answers that mean the same whatever the command was.
-func meaning(err error) (sentinel error, repair string) {
+func meaning(err error) (repair string, sentinel error) {
 	switch {
 	case hint.Of(err) != "":
-		return nil, ""
+		return "", nil
 	case errors.Is(err, tpm2.TPMRCLockout):
-		return ErrLockout, hintLockout
+		return hintLockout, ErrLockout
 	case errors.Is(err, tpm2.TPMRCObjectMemory), errors.Is(err, tpm2.TPMRCObjectHandles),
 		errors.Is(err, tpm2.TPMRCSessionMemory), errors.Is(err, tpm2.TPMRCMemory):
-		return ErrBusy, hintSlots
+		return hintSlots, ErrBusy
 	case errors.Is(err, tpm2.TPMRCNVSpace):
-		return nil, hintNVSpace
+		return hintNVSpace, nil
 	case errors.Is(err, tpm2.TPMRCInitialize):
-		return nil, hintInitialize
+		return hintInitialize, nil
 	case errors.Is(err, ErrTimeout), isTimeout(err):
-		return ErrTimeout, hintTimeout
+		return hintTimeout, ErrTimeout
 	}
-	return nil, ""
+	return "", nil
 }
 
 // ownerError is commandError for commands authorised by the owner hierarchy.

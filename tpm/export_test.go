@@ -69,3 +69,6 @@ func (f *KeyFile) CorruptPrivate(change func([]byte) []byte) *KeyFile {
 
 // Attributes are those of the public area.
 func (f *KeyFile) Attributes() tpm2.TPMAObject { return f.public.ObjectAttributes }
+
+// CharDevice is the descriptor of a file that is open already.
+func CharDevice(fd int) Descriptor { return charDevice(fd) }

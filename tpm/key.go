@@ -54,6 +54,9 @@ func (d *Device) LoadKey(ctx context.Context, f *KeyFile) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
+	if f.parent == SRKHandle && d.srkCounts() {
+		k.warnings = append(k.warnings, "the SRK lacks noDA: some power cuts while the key is being loaded lock it out (TPM_RC_LOCKOUT)")
+	}
 	return k.ready(ctx, &place{h, c.gen})
 }
 

@@ -23,6 +23,7 @@ const (
 // srkState remembers the SRK's Name for the life of the Device: it must not change below us.
 type srkState struct {
 	name []byte
+	noDA bool
 	gen  uint64 // the generation in which the TPM last showed this Name
 }
 
@@ -41,18 +42,25 @@ func (d *Device) EnsureSRK(ctx context.Context, pinName []byte) ([]byte, error) 
 		return bytes.Clone(d.srk.name), checkPin(d.srk.name, pinName)
 	}
 	c := d.call(ctx)
-	name, err := d.readSRK(c)
+	srk, err := readSRK(c)
 	if errors.Is(err, tpm2.TPMRCHandle) {
-		name, err = d.createSRK(c, pinName)
+		srk, err = d.createSRK(c, pinName)
 	}
 	if err != nil {
 		return nil, commandError("preparing the SRK", err)
 	}
-	if err := checkPin(name, pinName); err != nil {
+	if err := checkPin(srk.name, pinName); err != nil {
 		return nil, err
 	}
-	d.srk = srkState{name: name, gen: c.gen}
-	return bytes.Clone(name), nil
+	d.srk = srk
+	return bytes.Clone(srk.name), nil
+}
+
+// srkCounts reports whether power cuts while the SRK is in use count towards lockout.
+func (d *Device) srkCounts() bool {
+	d.srkMu.Lock()
+	defer d.srkMu.Unlock()
+	return !d.srk.noDA
 }
 
 func checkPin(name, pin []byte) error {
@@ -62,43 +70,40 @@ func checkPin(name, pin []byte) error {
 	return hint.With(fmt.Errorf("%w: the SRK is named %x, and %x is expected", ErrOwnerChanged, name, pin), hintOwner)
 }
 
-// readSRK returns the Name of what lies at SRKHandle.
-func (d *Device) readSRK(c *call) ([]byte, error) {
+// readSRK looks at what lies at SRKHandle.
+func readSRK(c *call) (srkState, error) {
 	pub, name, err := readPublic(c, tpm2.TPMHandle(SRKHandle))
 	if err != nil {
-		return nil, err
+		return srkState{}, err
 	}
 	a := pub.ObjectAttributes
 	if !a.Restricted || !a.Decrypt || !a.UserWithAuth || !a.FixedTPM {
-		return nil, unsupported("handle %#x holds an object that is no storage key of this TPM", SRKHandle)
+		return srkState{}, unsupported("handle %#x holds an object that is no storage key of this TPM", SRKHandle)
 	}
-	if !a.NoDA {
-		d.log.LogAttrs(c.ctx, slog.LevelWarn, "srk without noda: power cuts may lock the tpm")
-	}
-	return name, nil
+	return srkState{name: name, noDA: a.NoDA, gen: c.gen}, nil
 }
 
 // createSRK makes the SRK persistent. A power cut in between leaves nothing, or the whole:
 // the key is derived from the owner seed, so a second attempt makes the same one.
-func (d *Device) createSRK(c *call, pin []byte) ([]byte, error) {
+func (d *Device) createSRK(c *call, pin []byte) (srkState, error) {
 	primary, err := createPrimary(c, tpm2.ECCSRKTemplate)
 	if err != nil {
-		return nil, err
+		return srkState{}, err
 	}
 	defer d.flush(c, primary.ObjectHandle)
 	if err := checkPin(primary.Name.Buffer, pin); err != nil {
-		return nil, err
+		return srkState{}, err
 	}
 	err = persist(c, primary.ObjectHandle, primary.Name, SRKHandle)
 	if err != nil && !errors.Is(err, tpm2.TPMRCNVDefined) {
-		return nil, ownerError("making the SRK persistent", err)
+		return srkState{}, ownerError("making the SRK persistent", err)
 	}
-	name, err := d.readSRK(c)
+	srk, err := readSRK(c)
 	if err != nil {
-		return nil, err
+		return srkState{}, err
 	}
 	// NV_DEFINED: somebody else was quicker; the same template gives the same Name.
-	return name, checkPin(name, primary.Name.Buffer)
+	return srk, checkPin(srk.name, primary.Name.Buffer)
 }
 
 // ownerTemplate is what key files mean by parent 0x40000001: the TCG's ECC SRK template

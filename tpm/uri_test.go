@@ -187,56 +187,6 @@ func TestKeyURIsThatAreRefused(t *testing.T) {
 	}
 }
 
-func TestOwnerChanged(t *testing.T) {
-	s, dir := tpmtest.Start(t), t.TempDir()
-	const uri = "tpm2:file=device.key"
-	o := keyOptions(t, s.Address(), dir)
-	d, _ := o.Device(background)
-	pin, err := d.EnsureSRK(background, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k, err := tpm.CreateKeyAt(background, uri, tpm.KeySpec{}, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := (tpm2.Clear{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHLockout, Auth: tpm2.PasswordAuth(nil)}}).Execute(d.TPM(background)); err != nil {
-		t.Fatal(err)
-	}
-	isOwnerChanged := func(doing string, err error) {
-		t.Helper()
-		if !errors.Is(err, tpm.ErrOwnerChanged) || !strings.Contains(hint.Of(err), "enroll") {
-			t.Errorf("%s: %v", doing, err)
-		}
-	}
-	isOwnerChanged("signing with the live key", sign(t, k, crypto.SHA256))
-	if err := k.Close(); err != nil {
-		t.Error(err)
-	}
-	_ = d.Close()
-
-	o = keyOptions(t, s.Address(), dir)
-	o.PinSRK = pin
-	_, err = tpm.OpenKey(background, uri, o)
-	isOwnerChanged("opening with a pin", err)
-	d, _ = o.Device(background)
-	if _, err := (tpm2.ReadPublic{ObjectHandle: tpm2.TPMHandle(tpm.SRKHandle)}).Execute(d.TPM(background)); !errors.Is(err, tpm2.TPMRCHandle) {
-		t.Errorf("an SRK was made persistent in a TPM that is not ours: %v", err)
-	}
-	o.PinSRK = nil
-	_, err = tpm.OpenKey(background, uri, o)
-	isOwnerChanged("opening without a pin", err)
-	_, err = d.EnsureSRK(background, pin)
-	isOwnerChanged("comparing the SRK", err)
-
-	o = keyOptions(t, tpmtest.Start(t).Address(), dir)
-	_, err = tpm.OpenKey(background, uri, o)
-	isOwnerChanged("another TPM, no pin", err)
-	o.PinSRK = pin
-	_, err = tpm.OpenKey(background, uri, o)
-	isOwnerChanged("another TPM, pin", err)
-}
-
 func TestCorruptKeyFile(t *testing.T) {
 	s, dir := tpmtest.Start(t), t.TempDir()
 	const uri = "tpm2:file=device.key"
@@ -280,74 +230,8 @@ func TestCorruptKeyFile(t *testing.T) {
 	}
 }
 
-func TestOwnerAuthAndOccupiedHandle(t *testing.T) {
-	s := tpmtest.Start(t)
-	d := open(t, s.Address(), tpm.Options{})
-	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
-	if _, err := (tpm2.HierarchyChangeAuth{AuthHandle: owner, NewAuth: tpm2.TPM2BAuth{Buffer: []byte("secret")}}).Execute(d.TPM(background)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.EnsureSRK(background, nil); !errors.Is(err, tpm.ErrOwnerAuth) || !strings.Contains(hint.Of(err), "tpm2_createprimary") {
-		t.Errorf("owner password: %v", err)
-	}
-}
-
-func TestHandleOfTheSRKHoldsSomethingElse(t *testing.T) {
-	s := tpmtest.Start(t)
-	d := open(t, s.Address(), tpm.Options{})
-	owner := tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)}
-	signing := tpm2.ECCSRKTemplate
-	signing.ObjectAttributes.Restricted, signing.ObjectAttributes.Decrypt, signing.ObjectAttributes.SignEncrypt = false, false, true
-	signing.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: tpm2.TPMECCNistP256})
-	c := d.TPM(background)
-	p, err := tpm2.CreatePrimary{PrimaryHandle: owner, InPublic: tpm2.New2B(signing)}.Execute(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := (tpm2.EvictControl{
-		Auth:             owner,
-		ObjectHandle:     tpm2.NamedHandle{Handle: p.ObjectHandle, Name: p.Name},
-		PersistentHandle: tpm2.TPMHandle(tpm.SRKHandle),
-	}).Execute(c); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.EnsureSRK(background, nil); !errors.Is(err, tpm.ErrUnsupported) || !strings.Contains(err.Error(), "no storage key") {
-		t.Errorf("error %v", err)
-	}
-}
-
+// persistPrimary puts a primary key of the given template where the SRK belongs.
 // TestSRKRace: somebody makes the SRK persistent between our look and our doing so.
-func TestSRKRace(t *testing.T) {
-	s := tpmtest.Start(t)
-	first, err := tpm.Open(background, tpm.Options{Path: s.Address()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	name, err := first.EnsureSRK(background, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = first.Close()
-	p, err := tpmtest.StartProxy(s.Address())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Close() })
-	looked := false
-	p.Inject(func(code uint32) tpmtest.Fault {
-		if code != uint32(tpm2.TPMCCReadPublic) || looked {
-			return tpmtest.Fault{}
-		}
-		looked = true
-		return tpmtest.Fault{Answer: tpmtest.Response(uint32(tpm2.TPMRCHandle) | 0x100)}
-	})
-	d := open(t, p.Address(), tpm.Options{})
-	got, err := d.EnsureSRK(background, nil)
-	if err != nil || !bytes.Equal(got, name) || d.Stats().Commands["EvictControl"] != 1 {
-		t.Errorf("name %x, error %v, counters %+v", got, err, d.Stats())
-	}
-}
-
 func TestClaimedPasswords(t *testing.T) {
 	for name, noDA := range map[string]bool{"with noDA": true, "without": false} {
 		t.Run(name, func(t *testing.T) {

@@ -35,7 +35,8 @@ type Swtpm struct {
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
-	stderr bytes.Buffer
+	exited chan struct{} // closed when cmd has ended
+	stderr bytes.Buffer  // read only after that
 }
 
 // StartSwtpm starts a TPM whose memory is in stateDir, and returns when it takes commands.
@@ -91,7 +92,7 @@ func (s *Swtpm) Kill() error {
 		return nil
 	}
 	err := s.cmd.Process.Kill()
-	_ = s.cmd.Wait() // says "signal: killed"
+	<-s.exited
 	s.cmd = nil
 	if errors.Is(err, os.ErrProcessDone) {
 		return nil
@@ -136,9 +137,14 @@ func (s *Swtpm) start(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting swtpm: %w", err)
 	}
+	s.exited = make(chan struct{})
+	go func() { // ends with the process, which Kill and the lines below see to
+		defer close(s.exited)
+		_ = cmd.Wait() // says "signal: killed"
+	}()
 	if err := s.await(ctx); err != nil {
 		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		<-s.exited
 		return fmt.Errorf("starting swtpm: %w: %s", err, bytes.TrimSpace(s.stderr.Bytes()))
 	}
 	s.cmd = cmd
@@ -158,6 +164,8 @@ func (s *Swtpm) await(ctx context.Context) error {
 		}
 		select {
 		case <-tick.C:
+		case <-s.exited:
+			return errors.New("it ended at once")
 		case <-ctx.Done():
 			return err
 		}
