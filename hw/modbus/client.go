@@ -90,6 +90,7 @@ type Client struct {
 	tx     [MaxFrame]byte
 	sent   []byte // the current request, in tx
 	heard  bool   // its echo
+	fault  error  // why there is no answer, so far
 	data   [2 * MaxWriteRegisters]byte
 	rx     [4 * MaxFrame]byte
 	rd, wr int // what is unread of rx
@@ -332,7 +333,7 @@ func (c *Client) transact(ctx context.Context, u *unit, r *Request, d, awaiting 
 		u.learn(c.last.Sub(d.sent) - c.timing.Chars(len(frame)))
 		c.stats.Responses++
 		return frame, nil
-	case errors.Is(err, ErrTimeout):
+	case errors.Is(err, ErrTimeout) && (awaiting == nil || u.debts.blocks(awaiting)):
 		c.stats.Timeouts++
 	}
 	u.debts.add(*d)
@@ -341,7 +342,7 @@ func (c *Client) transact(ctx context.Context, u *unit, r *Request, d, awaiting 
 }
 
 func (c *Client) send(r *Request, now time.Time) error {
-	c.sent, c.heard = r.Append(c.tx[:0]), false
+	c.sent, c.heard, c.fault = r.Append(c.tx[:0]), false, ErrTimeout
 	c.rd, c.wr = 0, 0
 	need := c.timing.Chars(len(c.sent)) + c.timeout
 	if c.writeBy.Sub(now) < need {

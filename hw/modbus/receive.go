@@ -34,16 +34,14 @@ func (c *Client) judgeEcho(f Function, answered bool) {
 	}
 }
 
-// sort is what scan found at the head of rx.
-type sort uint8
+// verdict is what scan found at the head of rx.
+type verdict uint8
 
 const (
-	nothing  sort = iota
-	partial       // the beginning of what may be a frame
-	answer        // to the current request
-	mismatch      // of the unit, but no answer to anything
-	broken        // would be the answer but for the checksum
-	settled       // a late answer
+	nothing verdict = iota // rx is empty
+	partial                // the beginning of what may be a frame
+	answer                 // to the current request
+	dropped                // anything else
 )
 
 // hush waits until the line was silent for t3.5, or after a failure until it is drained. What comes
@@ -79,6 +77,7 @@ func (c *Client) hush(ctx context.Context) error {
 			return nil
 		case c.last.After(limit):
 			c.strays(true)
+			c.stats.Timeouts++
 			return fmt.Errorf("waiting for a silent line: %w", ErrTimeout)
 		}
 		c.strays(false)
@@ -95,14 +94,12 @@ func later(a, b time.Time) time.Time {
 // strays sorts what came outside of any request; the rest, at the end, is garbage.
 func (c *Client) strays(end bool) {
 	for c.rd < c.wr {
-		if _, s := c.scan(nil, nil); s == partial || s == nothing {
+		if _, v := c.scan(nil, nil); v == partial {
 			if !end {
 				break
 			}
-			if c.rd < c.wr {
-				c.rd++
-				c.stats.Garbage++
-			}
+			c.rd++
+			c.stats.Garbage++
 		}
 	}
 	if c.rd == c.wr || len(c.rx)-c.wr < MaxFrame {
@@ -114,57 +111,72 @@ func (c *Client) strays(end bool) {
 // receive reads until the answer that settles d is whole. It stops at the length that the
 // answer's head gives, and does not wait for silence.
 func (c *Client) receive(ctx context.Context, u *unit, d, awaiting *debt) ([]byte, error) {
-	expect := c.timing.Chars(MaxFrame)
-	limit := d.sent.Add(2*c.timeout + 2*expect)
-	deadline := d.sent.Add(c.timeout)
-	if c.echo == echoOn {
-		deadline = later(deadline, d.sent.Add(expect)) // the echo alone takes its time
-	}
-	failure := ErrTimeout
-	rescanned := 0
+	w := c.newWait(u, d, awaiting)
 	for {
-		until := deadline
-		if c.rd < c.wr && rescanned != c.wr {
-			until = earlier(deadline, c.last.Add(max(c.drain(u), longRead)))
-		}
-		_, err := c.read(ctx, until)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			if c.rd < c.wr && rescanned != c.wr {
-				rescanned = c.wr
-				if frame := c.rescan(d); frame != nil {
-					return frame, nil
-				}
-				continue
+		_, err := c.read(ctx, w.until())
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && w.doubtful():
+			w.rescanned = c.wr
+			if frame := c.rescan(d); frame != nil {
+				return frame, nil
 			}
-			if awaiting != nil && !u.debts.blocks(awaiting) {
-				return nil, ErrTimeout
-			}
-			return nil, failure
-		}
-		if err != nil {
+			continue
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, c.fault
+		case err != nil:
 			return nil, err
 		}
-		frame, kind := c.sortAll(u, d)
-		switch kind {
-		case answer:
+		frame, v := c.sortAll(u, d)
+		if v == answer {
 			return frame, nil
-		case partial:
-			rest := c.timing.Chars(c.missing(d))
-			deadline = later(deadline, earlier(limit, c.last.Add(rest+c.timeout)))
-			if pause := min(rest-c.slack, slice); pause > c.slack {
-				c.sleep(pause) // one wake-up for the rest instead of one for each few bytes
-			}
-		case broken:
-			failure = ErrCRC
-			deadline = earlier(deadline, c.last.Add(max(c.drain(u), longRead)))
-		case mismatch:
-			failure = ErrMismatch
-			deadline = earlier(deadline, c.last.Add(max(c.drain(u), longRead)))
-		case settled:
-			if awaiting != nil && !u.debts.blocks(awaiting) {
-				deadline = earlier(deadline, c.last.Add(max(c.drain(u), longRead)))
-			}
 		}
+		rest := time.Duration(0)
+		if v == partial {
+			rest = c.timing.Chars(c.missing())
+		}
+		w.adjust(v, rest)
+		if pause := min(rest-c.slack, slice); pause > c.slack {
+			c.sleep(pause) // one wake-up for the rest instead of one for each few bytes
+		}
+	}
+}
+
+// wait is how long receive goes on.
+type wait struct {
+	*Client
+	u         *unit
+	awaiting  *debt
+	deadline  time.Time
+	limit     time.Time     // of deadline
+	gap       time.Duration // a silence inside of a frame that makes its head doubtful
+	rescanned int           // what rescan has seen of rx
+}
+
+func (c *Client) newWait(u *unit, d, awaiting *debt) wait {
+	longest := c.timing.Chars(MaxFrame)
+	w := wait{Client: c, u: u, awaiting: awaiting, gap: max(c.drain(u), longRead)}
+	w.deadline, w.limit = d.sent.Add(c.timeout), d.sent.Add(2*c.timeout+2*longest)
+	return w
+}
+
+// doubtful tells whether rx begins with a frame that ought to be whole by now.
+func (w *wait) doubtful() bool { return w.rd < w.wr && w.rescanned != w.wr }
+
+func (w *wait) until() time.Time {
+	if w.doubtful() {
+		return earlier(w.deadline, w.last.Add(w.gap))
+	}
+	return w.deadline
+}
+
+// adjust moves the deadline: on while a frame arrives; near once the answer is known to be spoilt,
+// or once what a barrier is for has happened.
+func (w *wait) adjust(v verdict, rest time.Duration) {
+	switch {
+	case w.fault != ErrTimeout || w.awaiting != nil && !w.u.debts.blocks(w.awaiting):
+		w.deadline = earlier(w.limit, w.last.Add(rest+w.gap))
+	case v == partial:
+		w.deadline = later(w.deadline, earlier(w.limit, w.last.Add(rest+w.timeout)))
 	}
 }
 
@@ -175,23 +187,17 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// sortAll sorts what is in rx up to the answer, or up to what is not whole yet. The kind is the
-// most telling one found.
-func (c *Client) sortAll(u *unit, d *debt) (frame []byte, kind sort) {
+// sortAll sorts what is in rx up to the answer, or up to what is not whole yet.
+func (c *Client) sortAll(u *unit, d *debt) ([]byte, verdict) {
 	for {
-		frame, k := c.scan(u, d)
-		switch k {
-		case answer, partial:
-			return frame, k
-		case nothing:
-			return nil, kind
+		if frame, v := c.scan(u, d); v != dropped {
+			return frame, v
 		}
-		kind = k
 	}
 }
 
 // missing is how many bytes the frame at the head of rx lacks.
-func (c *Client) missing(d *debt) int {
+func (c *Client) missing() int {
 	head := c.rx[c.rd:c.wr]
 	if c.echo == echoOn && !c.heard {
 		return max(len(c.sent)-len(head), 0)
@@ -202,7 +208,7 @@ func (c *Client) missing(d *debt) int {
 // scan takes one frame, or what cannot be one, from the head of rx. With a nil d no request is
 // current. Frames count from the head on, so that an answer quoted inside of another unit's frame
 // is not taken for one.
-func (c *Client) scan(u *unit, d *debt) ([]byte, sort) {
+func (c *Client) scan(u *unit, d *debt) ([]byte, verdict) {
 	for c.rd < c.wr {
 		p := c.rx[c.rd:c.wr]
 		if d != nil && c.echo != echoOff && !c.heard {
@@ -231,7 +237,7 @@ func (c *Client) scan(u *unit, d *debt) ([]byte, sort) {
 		c.stats.Garbage++
 		if n > 0 && d != nil && u == c.units[p[0]] && d.settledBy(p[:n]) {
 			c.stats.CRCErrors++
-			return nil, broken
+			c.fault = ErrCRC
 		}
 	}
 	return nil, nothing
@@ -260,26 +266,27 @@ func (c *Client) foreignRequest(p []byte, d *debt) bool {
 }
 
 // classify sorts a sound frame of the form of an answer.
-func (c *Client) classify(u *unit, d *debt, frame []byte) sort {
+func (c *Client) classify(u *unit, d *debt, frame []byte) verdict {
 	from := c.units[frame[0]]
 	switch {
 	case from == nil:
 		c.stats.Foreign++
-		return nothing
+		return dropped
 	case c.payDebt(from, frame):
 		c.stats.Late++
-		return settled
+		return dropped
 	case d == nil: // a second answer, or one to a request written off
 		c.stats.Late++
-		return settled
+		return dropped
 	case from != u:
 		c.stats.Foreign++
-		return settled
+		return dropped
 	case d.settledBy(frame):
 		return answer
 	}
 	c.stats.Mismatches++
-	return mismatch
+	c.fault = ErrMismatch
+	return dropped
 }
 
 func (c *Client) payDebt(u *unit, frame []byte) bool {
@@ -294,15 +301,14 @@ func (c *Client) payDebt(u *unit, frame []byte) bool {
 // nothing from rx unless it finds the answer, as the frame at the head may just be slow.
 func (c *Client) rescan(d *debt) []byte {
 	head := c.rd
-	unit := c.sent[0]
+	u := c.units[c.sent[0]]
 	for i := head + 1; i < c.wr; i++ {
 		p := c.rx[i:c.wr]
 		n := ResponseLength(p)
 		if n <= 0 || n > len(p) || n > MaxFrame || !sound(p[:n]) {
 			continue
 		}
-		u := c.units[unit]
-		if p[0] != unit || !d.settledBy(p[:n]) || repeats(d.function) && c.echo != echoOff && !c.heard {
+		if p[0] != c.sent[0] || !d.settledBy(p[:n]) || repeats(d.function) && c.echo != echoOff && !c.heard {
 			continue
 		}
 		c.stats.Garbage += uint64(i - head)
