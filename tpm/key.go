@@ -93,7 +93,7 @@ func (d *Device) newKey(public *tpm2.TPMTPublic) (*Key, error) {
 	return &Key{d: d, public: public, key: key, name: name.Buffer, warnings: warnings}, nil
 }
 
-// ready puts a key into service, an RSA key only if it can sign as TLS wants.
+// ready puts a key into service, unless it turns out that it cannot sign.
 func (k *Key) ready(ctx context.Context, at *place) (*Key, error) {
 	k.at.Store(at)
 	k.d.keysMu.Lock()

@@ -167,9 +167,9 @@ func (d *Device) ResourceManager() bool {
 	return strings.HasPrefix(filepath.Base(d.path), "tpmrm")
 }
 
-// Close flushes the keys that are still loaded and closes the TPM. It waits at most the
-// command timeout for a command that hangs in the kernel, which ends by the kernel's own
-// clock. Closing twice is harmless.
+// Close flushes the keys that are still loaded and closes the TPM, after the command that is
+// under way. For one that was given up and still hangs in the kernel it waits at most the
+// command timeout; the kernel's own clock ends it. Closing twice is harmless.
 func (d *Device) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), d.commandTimeout)
 	defer cancel()

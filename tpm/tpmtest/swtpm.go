@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -151,16 +152,17 @@ func (s *Swtpm) start(ctx context.Context) error {
 	return nil
 }
 
-// await returns when the socket takes connections.
+// await returns when the TPM serves. That its socket takes a connection says little: it
+// does so before it has looked at its state folder.
 func (s *Swtpm) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", s.socket)
+		err := s.probe(ctx)
 		if err == nil {
-			return conn.Close()
+			return nil
 		}
 		select {
 		case <-tick.C:
@@ -170,6 +172,24 @@ func (s *Swtpm) await(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// probe asks the control socket for the simulator's capabilities; a connection that is
+// being restored may hold the other one already.
+func (s *Swtpm) probe(ctx context.Context) error {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", s.socket+".ctrl")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = c.SetDeadline(deadline)
+	}
+	if _, err := c.Write([]byte{0, 0, 0, 1}); err != nil { // CMD_GET_CAPABILITY, swtpm_ioctls(3)
+		return err
+	}
+	_, err = io.ReadFull(c, make([]byte, 8))
+	return err
 }
 
 // TB is what Start needs of a *testing.T; the demo links this package, and not testing.

@@ -1,0 +1,42 @@
+package tpm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/go-tpm/tpm2"
+)
+
+// EndorsementName returns the Name of the chip's P-256 endorsement key (TCG EK Credential
+// Profile, template L-2). It survives a clearing of the owner, so it tells a cleared TPM
+// from another one. The key is derived and flushed: two commands, nothing stored.
+func (d *Device) EndorsementName(ctx context.Context) ([]byte, error) {
+	c := d.call(ctx)
+	ek, err := tpm2.CreatePrimary{
+		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
+		InPublic:      tpm2.New2B(tpm2.ECCEKTemplate),
+	}.Execute(c)
+	if err != nil {
+		return nil, commandError("deriving the endorsement key", err)
+	}
+	defer d.flush(c, ek.ObjectHandle)
+	return ek.Name.Buffer, nil
+}
+
+// SetAside moves the key file that uri names out of the way, to the same path with .lost
+// behind it, for a key whose TPM no longer knows it. A key at a handle is gone with the
+// owner that it belonged to.
+func SetAside(uri string, o KeyOptions) error {
+	r, err := parseRef(uri, o)
+	if err != nil {
+		return err
+	}
+	if r.kind != refTPMFile {
+		return fmt.Errorf("setting aside key %s: %w", uri, errors.ErrUnsupported)
+	}
+	if err := r.o.FS.Rename(r.path, r.path+".lost"); err != nil {
+		return fmt.Errorf("setting aside key %s: %w", uri, err)
+	}
+	return nil
+}
