@@ -1,0 +1,97 @@
+// Package wire is what a device and the registrar say to each other: three requests, JSON
+// over TLS. The steps carry lists of items by kind, so that another kind of evidence is an
+// addition: each side refuses only the kinds it was told are required and does not know.
+package wire
+
+// Version is the protocol both sides speak. A device lists those it can, the registrar picks.
+const Version = 1
+
+// MaxBody bounds every request and response, in bytes.
+const MaxBody = 64 << 10
+
+// The three requests, in order. Each is a POST with a JSON body.
+const (
+	PathBegin    = "/v1/enroll/begin"
+	PathEvidence = "/v1/enroll/evidence"
+	PathFinish   = "/v1/enroll/finish"
+)
+
+// KindCSR is the evidence that the device holds its key: a PKCS #10 request (RFC 2986) in
+// DER, whose subject is the common name the registrar gave and nothing else.
+const KindCSR = "csr"
+
+// Item is one piece of evidence, one challenge or one answer.
+type Item struct {
+	Kind string `json:"kind"`
+	Data []byte `json:"data"` // base64 in JSON
+}
+
+// Hint is what the device says of itself before it is believed anything.
+type Hint struct {
+	Hostname string `json:"hostname,omitempty"`
+}
+
+// Begin opens an enrollment.
+type Begin struct {
+	Versions []int  `json:"versions"`
+	Token    string `json:"token"`
+	Hint     Hint   `json:"hint"`
+}
+
+// Begun answers Begin.
+type Begun struct {
+	Version int    `json:"version"`
+	Session string `json:"session"`
+	// Nonce is fresh for this enrollment; evidence that can be replayed signs it.
+	Nonce []byte `json:"nonce"`
+	// Device is the id that the certificate will carry as its common name.
+	Device string `json:"device"`
+	// Require lists the kinds of evidence without which no certificate is issued.
+	Require []string `json:"require"`
+}
+
+// Evidence is the second request.
+type Evidence struct {
+	Session  string `json:"session"`
+	Evidence []Item `json:"evidence"`
+}
+
+// Challenged answers Evidence.
+type Challenged struct {
+	Challenges []Item `json:"challenges"`
+}
+
+// Finish is the third request.
+type Finish struct {
+	Session string `json:"session"`
+	Answers []Item `json:"answers"`
+}
+
+// Issued answers Finish.
+type Issued struct {
+	// Chain is the certificate and its issuers below the root, PEM.
+	Chain string `json:"chain"`
+	// Serial is the certificate's serial number in hex.
+	Serial string `json:"serial"`
+}
+
+// The codes of Error.
+const (
+	CodeTokenUnknown = "token-unknown"
+	CodeTokenExpired = "token-expired"
+	CodeTokenUsed    = "token-used"
+	CodeEvidence     = "evidence"
+	CodeSession      = "session-unknown"
+	CodeVersion      = "version"
+	CodeMalformed    = "malformed"
+	CodeInternal     = "internal"
+)
+
+// Error is the body of every answer that is not 200.
+type Error struct {
+	Code string `json:"code"`
+	Text string `json:"error"`
+	Hint string `json:"hint,omitempty"`
+}
+
+func (e *Error) Error() string { return e.Text }

@@ -1,0 +1,127 @@
+package identity
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"ferrule/internal/hint"
+)
+
+// Credential is one certificate with its key: immutable, with a session cache of its own
+// that dies with it.
+type Credential struct {
+	leaf        *x509.Certificate
+	certificate tls.Certificate
+	fingerprint string
+	sessions    tls.ClientSessionCache
+	now         func() time.Time
+	counters    *handshakes
+}
+
+// sessionsKept is enough for several brokers; TLS 1.3 servers send two tickets each.
+const sessionsKept = 16
+
+// handshakes counts what the key was spent on.
+type handshakes struct {
+	full, resumed atomic.Uint64
+}
+
+func newCredential(key crypto.Signer, chain []*x509.Certificate, now func() time.Time, counters *handshakes) (*Credential, error) {
+	leaf := chain[0]
+	public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
+	if !ok || !public.Equal(key.Public()) {
+		return nil, hint.With(fmt.Errorf("%w: %s (serial %x)", ErrMismatch, leaf.Subject, leaf.SerialNumber),
+			"put back the certificate that belongs to the key, or enroll again: ferrule enroll --force --token T")
+	}
+	if leaf.Subject.CommonName == "" {
+		return nil, errors.New("the certificate has no common name, which is the device's id")
+	}
+	c := &Credential{
+		leaf: leaf, now: now, counters: counters,
+		sessions:    tls.NewLRUClientSessionCache(sessionsKept),
+		certificate: tls.Certificate{PrivateKey: key, Leaf: leaf},
+	}
+	for _, certificate := range chain {
+		c.certificate.Certificate = append(c.certificate.Certificate, certificate.Raw)
+	}
+	digest := sha256.Sum256(leaf.Raw)
+	c.fingerprint = hex.EncodeToString(digest[:])
+	return c, nil
+}
+
+// Leaf returns the device's own certificate.
+func (c *Credential) Leaf() *x509.Certificate { return c.leaf }
+
+// Fingerprint returns the SHA-256 of the leaf in hex.
+func (c *Credential) Fingerprint() string { return c.fingerprint }
+
+// TLS returns the configuration of a client that presents this credential to serverName and
+// trusts roots. TLS 1.2 and 1.3 only; sessions are resumed under this certificate alone.
+func (c *Credential) TLS(roots *x509.CertPool, serverName string) *tls.Config {
+	return &tls.Config{
+		MinVersion:           tls.VersionTLS12,
+		RootCAs:              roots,
+		ServerName:           serverName,
+		Time:                 c.now,
+		ClientSessionCache:   c.sessions,
+		GetClientCertificate: c.present,
+		VerifyConnection:     c.count,
+	}
+}
+
+// present gives the certificate, or an error where the server would not take it. Left to
+// itself crypto/tls sends an empty certificate then, and the server's refusal says nothing.
+func (c *Credential) present(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	if err := info.SupportsCertificate(&c.certificate); err != nil {
+		return nil, hint.With(fmt.Errorf("the server does not take certificates issued by %q: %w", c.leaf.Issuer, err),
+			"give the server the CA that issued this device's certificate, or enroll with the CA that it trusts")
+	}
+	return &c.certificate, nil
+}
+
+// count runs on every connection, also on a resumed one.
+func (c *Credential) count(state tls.ConnectionState) error {
+	if state.DidResume {
+		c.counters.resumed.Add(1)
+	} else {
+		c.counters.full.Add(1)
+	}
+	return nil
+}
+
+// parseChain reads PEM certificates, the leaf first, each issued by the next.
+func parseChain(text []byte) ([]*x509.Certificate, error) {
+	var chain []*x509.Certificate
+	for rest := text; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("it holds a %s", block.Type)
+		}
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, certificate)
+	}
+	if len(chain) == 0 {
+		return nil, errors.New("it holds no certificate")
+	}
+	for n := 1; n < len(chain); n++ {
+		if !bytes.Equal(chain[n-1].RawIssuer, chain[n].RawSubject) {
+			return nil, fmt.Errorf("%q is followed by %q, which did not issue it", chain[n-1].Subject, chain[n].Subject)
+		}
+	}
+	return chain, nil
+}
