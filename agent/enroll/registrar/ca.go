@@ -1,0 +1,254 @@
+package registrar
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+
+	"ferrule/internal/atomicfile"
+	"ferrule/internal/disk"
+	"ferrule/internal/hint"
+)
+
+// The files of a CA directory. Keys are readable by their owner alone.
+const (
+	rootName   = "root"
+	deviceName = "device-ca"
+)
+
+// How long certificates live.
+const (
+	rootLife     = 20 * 365 * 24 * time.Hour
+	serverLife   = 2 * 365 * 24 * time.Hour
+	DeviceLife   = 365 * 24 * time.Hour
+	clockLeeway  = 5 * time.Minute // clocks of gateways run behind
+	maxFileBytes = 64 << 10
+)
+
+// CA is a P-256 root, which signs servers, and below it the CA that signs devices. It lives
+// in one directory of plain PEM files that openssl reads.
+type CA struct {
+	fsys   disk.FS
+	dir    string
+	root   authority
+	device authority
+}
+
+type authority struct {
+	certificate *x509.Certificate
+	key         crypto.Signer
+}
+
+// InitCA makes the CA in dir, or opens the one that is there: it never overwrites a file, so
+// it is safe to run again after a cut at any write. A key is durable before anything is
+// signed with it.
+func InitCA(fsys disk.FS, dir, name string) (*CA, error) {
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the CA directory: %w", err)
+	}
+	c := &CA{fsys: fsys, dir: dir}
+	var err error
+	if c.root, err = c.ensureAuthority(rootName, name+" root", nil); err != nil {
+		return nil, err
+	}
+	if c.device, err = c.ensureAuthority(deviceName, name+" device CA", &c.root); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// OpenCA opens the CA in dir.
+func OpenCA(fsys disk.FS, dir string) (*CA, error) {
+	c := &CA{fsys: fsys, dir: dir}
+	var err error
+	if c.root, err = c.readAuthority(rootName); err != nil {
+		return nil, err
+	}
+	c.device, err = c.readAuthority(deviceName)
+	return c, err
+}
+
+func (c *CA) ensureAuthority(file, name string, issuer *authority) (authority, error) {
+	a, err := c.readAuthority(file)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return a, err
+	}
+	key, err := c.ensureKey(file)
+	if err != nil {
+		return a, err
+	}
+	template := &x509.Certificate{
+		Subject:               pkix.Name{CommonName: name},
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true, IsCA: true,
+	}
+	parent, signer := template, crypto.Signer(key)
+	if issuer != nil {
+		template.MaxPathLenZero = true // it signs devices, not further CAs
+		parent, signer = issuer.certificate, issuer.key
+	}
+	der, err := sign(template, parent, key.Public(), signer, rootLife)
+	if err != nil {
+		return a, fmt.Errorf("signing %s: %w", name, err)
+	}
+	if err := c.write(file+".crt", "CERTIFICATE", der, 0o644); err != nil {
+		return a, err
+	}
+	return c.readAuthority(file)
+}
+
+func (c *CA) readAuthority(file string) (authority, error) {
+	der, err := c.read(file+".crt", "CERTIFICATE")
+	if err != nil {
+		return authority{}, err
+	}
+	certificate, err := x509.ParseCertificate(der[0])
+	if err != nil {
+		return authority{}, fmt.Errorf("reading %s.crt: %w", file, err)
+	}
+	key, err := c.readKey(file)
+	if err != nil {
+		return authority{}, err
+	}
+	if !key.PublicKey.Equal(certificate.PublicKey) {
+		return authority{}, fmt.Errorf("%s.crt and %s.key do not belong together", file, file)
+	}
+	return authority{certificate, key}, nil
+}
+
+func (c *CA) ensureKey(file string) (*ecdsa.PrivateKey, error) {
+	key, err := c.readKey(file)
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return key, err
+	}
+	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return key, c.write(file+".key", "PRIVATE KEY", der, 0o600)
+}
+
+func (c *CA) readKey(file string) (*ecdsa.PrivateKey, error) {
+	der, err := c.read(file+".key", "PRIVATE KEY")
+	if err != nil {
+		return nil, err
+	}
+	key, err := x509.ParsePKCS8PrivateKey(der[0])
+	if err != nil {
+		return nil, fmt.Errorf("reading %s.key: %w", file, err)
+	}
+	ec, ok := key.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, fmt.Errorf("reading %s.key: it is a %T, and an EC key is expected", file, key)
+	}
+	return ec, nil
+}
+
+// Server makes, or finds, the certificate of one server: NAME.crt and NAME.key in the
+// directory. hosts are DNS names and IP addresses; the certificate is signed by the root.
+func (c *CA) Server(name string, hosts []string) error {
+	if _, err := c.read(name+".crt", "CERTIFICATE"); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	key, err := c.ensureKey(name)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: name},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	for _, host := range hosts {
+		if ip := net.ParseIP(host); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, host)
+		}
+	}
+	der, err := sign(template, c.root.certificate, key.Public(), c.root.key, serverLife)
+	if err != nil {
+		return fmt.Errorf("signing %s: %w", name, err)
+	}
+	return c.write(name+".crt", "CERTIFICATE", der, 0o644)
+}
+
+// Device signs the certificate of a device from its checked request. Nothing but the public
+// key is taken from the request. The chain is PEM: the certificate, then the device CA.
+func (c *CA) Device(csr *x509.CertificateRequest, device string, life time.Duration) (chain []byte, serial string, err error) {
+	template := &x509.Certificate{
+		Subject:     pkix.Name{CommonName: device},
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		URIs:        []*url.URL{{Scheme: "urn", Opaque: "ferrule:device:" + url.PathEscape(device)}},
+	}
+	der, err := sign(template, c.device.certificate, csr.PublicKey, c.device.key, life)
+	if err != nil {
+		return nil, "", fmt.Errorf("signing the certificate of %s: %w", device, err)
+	}
+	chain = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.device.certificate.Raw})...)
+	return chain, template.SerialNumber.Text(16), nil
+}
+
+// sign fills in serial number and validity and signs.
+func sign(template, parent *x509.Certificate, public crypto.PublicKey, signer crypto.Signer, life time.Duration) ([]byte, error) {
+	// RFC 5280, 4.1.2.2: positive, at most 20 octets; here 127 random bits.
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	template.SerialNumber = serial.Add(serial, big.NewInt(1))
+	template.NotBefore, template.NotAfter = now.Add(-clockLeeway), now.Add(life)
+	return x509.CreateCertificate(rand.Reader, template, parent, public, signer)
+}
+
+func (c *CA) write(file, kind string, der []byte, mode fs.FileMode) error {
+	text := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+	if err := atomicfile.Write(c.fsys, filepath.Join(c.dir, file), text, mode); err != nil {
+		return fmt.Errorf("writing %s: %w", file, err)
+	}
+	return nil
+}
+
+// read returns the blocks of kind in a file, at least one.
+func (c *CA) read(file, kind string) ([][]byte, error) {
+	text, err := disk.ReadFile(c.fsys, filepath.Join(c.dir, file), maxFileBytes)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, hint.With(fmt.Errorf("reading %s: %w", filepath.Join(c.dir, file), fs.ErrNotExist), "make a CA first: ferrule-factory ca init DIR")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", file, err)
+	}
+	var blocks [][]byte
+	for rest := text; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		if block.Type == kind {
+			blocks = append(blocks, block.Bytes)
+		}
+	}
+	if len(blocks) == 0 {
+		return nil, fmt.Errorf("reading %s: it holds no %s", file, kind)
+	}
+	return blocks, nil
+}
