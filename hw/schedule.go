@@ -6,6 +6,9 @@ import "time"
 // others. Time that nobody else wants is free.
 const silenceShare = 25
 
+// afterSilence is the longest quiet that the master keeps after an answer that did not come.
+const afterSilence = 250 * time.Millisecond
+
 // schedule decides whose turn it is. It is pure: time is handed in.
 type schedule struct {
 	base  time.Time // when the port was opened; slots count from here
@@ -43,7 +46,7 @@ func (s *schedule) mayWait(u *unit, now time.Time) bool {
 	if !u.silent() || !now.Before(s.rationed) {
 		return true
 	}
-	until := now.Add(u.timeout)
+	until := now.Add(u.timeout + afterSilence)
 	for _, other := range s.units {
 		if !other.silent() && other.due().Before(until) {
 			return false
