@@ -1,0 +1,64 @@
+package main
+
+import (
+	"slices"
+	"testing"
+)
+
+// The witness finds the number of every message, alone and joined, and finds none elsewhere.
+func TestNumbers(t *testing.T) {
+	one := appendEntry(nil, 1)
+	if len(one) != entryBytes {
+		t.Fatalf("an entry has %d bytes, not %d: %s", len(one), entryBytes, one)
+	}
+	joined := []byte{'['}
+	want := []int{7, 123456789, 0, 99}
+	for i, n := range want {
+		if i > 0 {
+			joined = append(joined, ',')
+		}
+		joined = appendEntry(joined, uint64(n))
+	}
+	joined = append(joined, ']')
+	for _, c := range []struct {
+		payload []byte
+		want    []int
+	}{
+		{one, []int{1}},
+		{joined, want},
+		{joined[:len(joined)-2], want[:3]},
+		{nil, nil},
+		{[]byte("["), nil},
+		{make([]byte, 600), nil},
+	} {
+		var got []int
+		numbers(c.payload, func(n int) { got = append(got, n) })
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%.40q…: %v, want %v", c.payload, got, c.want)
+		}
+	}
+}
+
+func TestParse(t *testing.T) {
+	got := parse("goos: linux\nBenchmarkPoll/19200baud-2 \t 10 \t 100 ns/op\t 0.95 share_of_limit\t 0 B/op\n" +
+		"BenchmarkPoll/19200baud-2 \t 10 \t 300 ns/op\t 0.97 share_of_limit\t 0 B/op\nPASS\nok  \tx\t1.2s\n")
+	m := got["Poll/19200baud"]
+	if !slices.Equal(m["ns/op"], spread{100, 300}) || !slices.Equal(m["share_of_limit"], spread{0.95, 0.97}) || len(got) != 1 {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestSpread(t *testing.T) {
+	for _, c := range []struct {
+		values spread
+		want   string
+	}{
+		{spread{3, 1, 2}, "2.0 (1.0–3.0)"},
+		{spread{4, 1, 2, 3}, "2.5 (1.0–4.0)"},
+		{nil, "-"},
+	} {
+		if got := c.values.text("%.1f", ""); got != c.want {
+			t.Errorf("%v: %q, want %q", c.values, got, c.want)
+		}
+	}
+}

@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// goBenchmark is a benchmark of a package, and the rows that come of its metrics.
+type goBenchmark struct {
+	pkg, pattern, benchtime string
+	rows                    func(figures) []row
+}
+
+// figures are the metrics of go test -bench: benchmark → unit → a value for each run. Names are
+// without "Benchmark" and without the number of processors.
+type figures map[string]map[string]spread
+
+// goBench runs benchmarks of other packages and turns their metrics into rows.
+func goBench(list func() []goBenchmark) func(context.Context, options) ([]row, error) {
+	return func(ctx context.Context, o options) (rows []row, err error) {
+		for _, b := range list() {
+			say("go test -bench %s %s", b.pattern, b.pkg)
+			text, err := output(ctx, "", "go", "test", "-run", "^$", "-bench", b.pattern, "-benchtime", b.benchtime,
+				"-count", strconv.Itoa(o.reps), b.pkg)
+			if err != nil {
+				return rows, err
+			}
+			measured := parse(text)
+			if len(measured) == 0 {
+				return rows, fmt.Errorf("%w: %s has no benchmark %s", errVoid, b.pkg, b.pattern)
+			}
+			rows = append(rows, b.rows(measured)...)
+		}
+		return rows, nil
+	}
+}
+
+// parse reads what go test -bench prints:
+//
+//	BenchmarkPoll/115200baud-2   500   4812345 ns/op   0.98 share_of_limit   0 B/op   0 allocs/op
+func parse(text string) figures {
+	all := make(figures)
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) < 4 || !strings.HasPrefix(fields[0], "Benchmark") {
+			continue
+		}
+		name := strings.TrimPrefix(fields[0], "Benchmark")
+		if i := strings.LastIndex(name, "-"); i >= 0 {
+			name = name[:i]
+		}
+		if all[name] == nil {
+			all[name] = make(map[string]spread)
+		}
+		for i := 2; i+1 < len(fields); i += 2 {
+			if value, err := strconv.ParseFloat(fields[i], 64); err == nil {
+				all[name][fields[i+1]] = append(all[name][fields[i+1]], value)
+			}
+		}
+	}
+	return all
+}
+
+// Targets of the line.
+const (
+	leastShareOfLimit = 1 / 1.05 // the median poll lasts at most 1.05 times what the line allows
+)
+
+func lineBenchmarks() []goBenchmark {
+	return []goBenchmark{{"./hw/modbus", "^BenchmarkPoll$/^115200baud$", "3s", func(f figures) (rows []row) {
+		for _, name := range []string{"Poll/115200baud/10registers", "Poll/115200baud/60registers"} {
+			m := f[name]
+			share, violations, allocs := m["share_of_limit"].median(), m["t3.5_violations"].most(), m["allocs/op"].most()
+			rows = append(rows, row{
+				what:   "line: " + name + ", median beside the line's limit",
+				ours:   fmt.Sprintf("%.3f ×, %.0f t3.5 violations, %.0f allocations", 1/share, violations, allocs),
+				target: "≤ 1.05 ×, 0, 0", met: share >= leastShareOfLimit && violations == 0 && allocs == 0,
+			})
+		}
+		return rows
+	}}}
+}
+
+func outboxBenchmarks() []goBenchmark { return nil }

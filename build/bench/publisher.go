@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"ferrule/agent/encode"
+	"ferrule/agent/identity"
+	"ferrule/agent/outbox"
+	"ferrule/agent/session"
+	"ferrule/internal/disk"
+)
+
+// outboxBytes bounds what may wait. It is small, and appending blocks, so that the load is as
+// pipelined as the feeder's is and nothing gets as old as the outbox's sync.
+const outboxBytes = 1 << 20
+
+// carrier is what the child process runs: the agent's outbox and session, and nothing else.
+type carrier struct {
+	state, broker, roots, cert, key, begin string
+	messages                               int
+	batch                                  bool
+}
+
+// publish is the program of the child: it waits until its parent makes the file begin, appends
+// the messages, says when the broker has all of them, and ends on SIGTERM.
+func publish(args []string) int {
+	var c carrier
+	flags := flag.NewFlagSet("publish", flag.ContinueOnError)
+	flags.StringVar(&c.state, "state", "", "state directory")
+	flags.StringVar(&c.broker, "broker", "", "URL of the broker")
+	flags.StringVar(&c.roots, "roots", "", "file of the broker's CA")
+	flags.StringVar(&c.cert, "cert", "", "file of the certificate")
+	flags.StringVar(&c.key, "key", "", "file of the key")
+	flags.StringVar(&c.begin, "begin", "", "file whose making starts the load")
+	flags.IntVar(&c.messages, "messages", 0, "how many messages")
+	flags.BoolVar(&c.batch, "batch", false, "join entries that wait")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := c.run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Println("error:", err)
+		return 1
+	}
+	return 0
+}
+
+func (c *carrier) run(ctx context.Context) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	fsys := disk.OS()
+	id, err := identity.Open(ctx, identity.Config{TPM: "none", Key: "file:" + c.key, Certificate: c.cert, AllowSoftwareKey: true},
+		identity.Options{StateDir: c.state, FS: fsys, Now: time.Now, Log: log})
+	if err != nil {
+		return err
+	}
+	defer id.Close()
+	out, err := c.open(fsys, log)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	uplink, err := c.session(id, out, log)
+	if err != nil {
+		return err
+	}
+	parts, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { _ = out.Run(parts) })
+	running.Go(func() { _ = uplink.Run(parts) })
+	defer running.Wait()
+	defer cancel()
+	if err := until(ctx, func() bool { return uplink.Status().Stage == session.StageUp }); err != nil {
+		return fmt.Errorf("connecting: %w: %+v", err, uplink.Status().LastFailure)
+	}
+	fmt.Println("session up")
+	return c.load(ctx, out)
+}
+
+func (c *carrier) open(fsys disk.FS, log *slog.Logger) (*outbox.Outbox, error) {
+	config := outbox.Default()
+	config.MaxBytes, config.WhenFull = outboxBytes, outbox.Block
+	return outbox.Open(fsys, filepath.Join(c.state, "outbox"), config, log)
+}
+
+func (c *carrier) session(id *identity.Identity, out *outbox.Outbox, log *slog.Logger) (*session.Session, error) {
+	o := session.Options{
+		Config: session.Default(), Identity: id, Outbox: out, Log: log,
+		Handle:        func(context.Context, session.Command) (string, []byte) { return "", nil },
+		Online:        func() []byte { return []byte("{}") },
+		ShutdownGrace: 5 * time.Second,
+	}
+	o.Brokers, o.Roots = []string{c.broker}, c.roots
+	if c.batch {
+		encoder, err := encode.New(encode.Default(), "bench/{device}/{line}/{unit}", "bench", out.Boot())
+		if err != nil {
+			return nil, err
+		}
+		o.Join = encoder.Join
+	}
+	return session.New(o)
+}
+
+// load appends what was asked for and waits until the broker has acknowledged all of it.
+func (c *carrier) load(ctx context.Context, out *outbox.Outbox) error {
+	if err := until(ctx, func() bool { _, err := os.Stat(c.begin); return err == nil }); err != nil {
+		return err
+	}
+	encode := func(dst []byte, seq uint64) (string, []byte) { return "bench/ours", appendEntry(dst, seq) }
+	for range c.messages {
+		if err := out.Append(ctx, "bench", encode); err != nil {
+			return fmt.Errorf("appending: %w", err)
+		}
+	}
+	if err := until(ctx, func() bool { return out.Status().Acked >= uint64(c.messages) }); err != nil {
+		return fmt.Errorf("waiting for acknowledgements: %w: %+v", err, out.Status())
+	}
+	fmt.Println("all acknowledged")
+	<-ctx.Done()
+	return nil
+}
+
+// until waits for done.
+func until(ctx context.Context, done func() bool) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
