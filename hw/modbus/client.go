@@ -62,9 +62,10 @@ const (
 	// maxDrain bounds the silence waited for after a failure.
 	maxDrain = 250 * time.Millisecond
 	// slice is the longest wait that does not look at the context.
-	slice = 100 * time.Millisecond
-	// longRead is the wait from which a silence is watched by reading rather than slept through.
-	longRead = 10 * time.Millisecond
+	slice = 200 * time.Millisecond
+	// minGap is the shortest silence inside of a frame that makes its head doubtful: USB adapters
+	// hold bytes back.
+	minGap = 10 * time.Millisecond
 )
 
 // Client is the master of one line. It is owned by one goroutine, starts none, and allocates
@@ -243,7 +244,7 @@ func (c *Client) do(ctx context.Context, r *Request) ([]byte, error) {
 			return nil, err
 		}
 	}
-	frame, err := c.transact(ctx, u, r, &d, nil)
+	frame, err := c.transact(ctx, u, r, &d, debt{})
 	if err != nil {
 		return nil, err
 	}
@@ -279,7 +280,7 @@ func (c *Client) barrier(ctx context.Context, u *unit, r *Request, d *debt) erro
 	}
 	c.stats.Barriers++
 	own := debtOf(&b)
-	_, err := c.transact(ctx, u, &b, &own, d)
+	_, err := c.transact(ctx, u, &b, &own, *d)
 	if errors.Is(err, ErrCRC) || errors.Is(err, ErrMismatch) {
 		err = ErrTimeout // r itself was never sent, so nothing of its answer was seen
 	}
@@ -301,16 +302,16 @@ func (c *Client) learnEcho(ctx context.Context, u *unit, r *Request) error {
 		probe.Function = ReadCoils
 	}
 	own := debtOf(&probe)
-	_, err := c.transact(ctx, u, &probe, &own, nil)
+	_, err := c.transact(ctx, u, &probe, &own, debt{})
 	if err != nil && !errors.Is(err, ErrTimeout) && !errors.Is(err, ErrCRC) && !errors.Is(err, ErrMismatch) {
 		return err
 	}
 	return c.hush(ctx)
 }
 
-// transact sends r and waits for its answer, or, if awaiting is not nil, until u owes nothing any
-// more that looks like awaiting. The line must have been silent for t3.5.
-func (c *Client) transact(ctx context.Context, u *unit, r *Request, d, awaiting *debt) ([]byte, error) {
+// transact sends r and waits for its answer, or, if awaiting is not zero, until u owes
+// nothing any more that looks like awaiting. The line must have been silent for t3.5.
+func (c *Client) transact(ctx context.Context, u *unit, r *Request, d *debt, awaiting debt) ([]byte, error) {
 	if !u.debts.room(d) {
 		c.stats.Timeouts++
 		return nil, fmt.Errorf("unit owes too many answers: %w", ErrTimeout)
@@ -333,7 +334,7 @@ func (c *Client) transact(ctx context.Context, u *unit, r *Request, d, awaiting 
 		u.learn(c.last.Sub(d.sent) - c.timing.Chars(len(frame)))
 		c.stats.Responses++
 		return frame, nil
-	case errors.Is(err, ErrTimeout) && (awaiting == nil || u.debts.blocks(awaiting)):
+	case errors.Is(err, ErrTimeout) && (awaiting == debt{} || u.debts.blocks(&awaiting)):
 		c.stats.Timeouts++
 	}
 	u.debts.add(*d)
@@ -378,13 +379,13 @@ func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
-		if !c.readBy.After(now) || c.readBy.After(t) {
-			if !t.After(now) {
-				return 0, os.ErrDeadlineExceeded
-			}
+		if !t.After(now) {
+			return 0, os.ErrDeadlineExceeded
+		}
+		if c.readBy.After(t) || c.readBy.Before(earlier(t, now.Add(slice/2))) {
 			c.readBy = t
-			if ctx.Done() != nil && t.Sub(now) > slice {
-				c.readBy = now.Add(slice)
+			if ctx.Done() != nil {
+				c.readBy = earlier(t, now.Add(slice))
 			}
 			if err := c.port.SetReadDeadline(c.readBy); err != nil {
 				return 0, err

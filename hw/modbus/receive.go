@@ -54,7 +54,7 @@ func (c *Client) hush(ctx context.Context) error {
 		end := c.last.Add(max(c.timing.T35, c.quiet))
 		n, err := 0, error(nil)
 		switch wait := end.Sub(now); {
-		case c.try == nil || wait > longRead:
+		case c.try == nil || wait > 0 && c.quiet > c.timing.T35:
 			n, err = c.read(ctx, later(end, now.Add(time.Millisecond)))
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				err = nil
@@ -110,7 +110,7 @@ func (c *Client) strays(end bool) {
 
 // receive reads until the answer that settles d is whole. It stops at the length that the
 // answer's head gives, and does not wait for silence.
-func (c *Client) receive(ctx context.Context, u *unit, d, awaiting *debt) ([]byte, error) {
+func (c *Client) receive(ctx context.Context, u *unit, d *debt, awaiting debt) ([]byte, error) {
 	w := c.newWait(u, d, awaiting)
 	for {
 		_, err := c.read(ctx, w.until())
@@ -135,8 +135,8 @@ func (c *Client) receive(ctx context.Context, u *unit, d, awaiting *debt) ([]byt
 			rest = c.timing.Chars(c.missing())
 		}
 		w.adjust(v, rest)
-		if pause := min(rest-c.slack, slice); pause > c.slack {
-			c.sleep(pause) // one wake-up for the rest instead of one for each few bytes
+		if v == partial {
+			w.pause(rest)
 		}
 	}
 }
@@ -145,16 +145,17 @@ func (c *Client) receive(ctx context.Context, u *unit, d, awaiting *debt) ([]byt
 type wait struct {
 	*Client
 	u         *unit
-	awaiting  *debt
+	awaiting  debt
 	deadline  time.Time
 	limit     time.Time     // of deadline
 	gap       time.Duration // a silence inside of a frame that makes its head doubtful
 	rescanned int           // what rescan has seen of rx
+	whole     time.Time     // when the frame will be whole, by the earliest estimate
 }
 
-func (c *Client) newWait(u *unit, d, awaiting *debt) wait {
+func (c *Client) newWait(u *unit, d *debt, awaiting debt) wait {
 	longest := c.timing.Chars(MaxFrame)
-	w := wait{Client: c, u: u, awaiting: awaiting, gap: max(c.drain(u), longRead)}
+	w := wait{Client: c, u: u, awaiting: awaiting, gap: max(c.drain(u), minGap)}
 	w.deadline, w.limit = d.sent.Add(c.timeout), d.sent.Add(2*c.timeout+2*longest)
 	return w
 }
@@ -173,7 +174,7 @@ func (w *wait) until() time.Time {
 // or once what a barrier is for has happened.
 func (w *wait) adjust(v verdict, rest time.Duration) {
 	switch {
-	case w.fault != ErrTimeout || w.awaiting != nil && !w.u.debts.blocks(w.awaiting):
+	case w.fault != ErrTimeout || w.awaiting != debt{} && !w.u.debts.blocks(&w.awaiting):
 		w.deadline = earlier(w.limit, w.last.Add(rest+w.gap))
 	case v == partial:
 		w.deadline = later(w.deadline, earlier(w.limit, w.last.Add(rest+w.timeout)))
@@ -185,6 +186,17 @@ func earlier(a, b time.Time) time.Time {
 		return a
 	}
 	return b
+}
+
+// pause sleeps until the rest of a frame should be there: one wake-up for it instead of one for
+// each few bytes. The estimate never moves back, as bytes may have waited in the port.
+func (w *wait) pause(rest time.Duration) {
+	if whole := w.last.Add(rest); w.whole.IsZero() || whole.Before(w.whole) {
+		w.whole = whole
+	}
+	if d := w.whole.Sub(w.now()) - w.slack; d > w.slack {
+		w.sleep(min(d, slice))
+	}
 }
 
 // sortAll sorts what is in rx up to the answer, or up to what is not whole yet.

@@ -13,7 +13,7 @@ func sleepFor(t Timing) (sleep func(time.Duration), slack time.Duration) {
 	if t.Char > 250*time.Microsecond {
 		return time.Sleep, 1200 * time.Microsecond
 	}
-	return nanosleep, 300 * time.Microsecond
+	return nanosleep, 60 * time.Microsecond
 }
 
 // nanosleep blocks its thread, which is why long waits go to the runtime's timers all the same.
