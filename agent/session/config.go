@@ -1,0 +1,153 @@
+package session
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"ferrule/agent/encode"
+	"ferrule/internal/hint"
+	"ferrule/internal/quantity"
+)
+
+// Config is the [session] section of the configuration.
+type Config struct {
+	// Brokers as mqtts://HOST:PORT, tried in this order. Required.
+	Brokers []string `toml:"brokers"`
+	// File with the PEM certificates of the authorities that brokers are checked against.
+	// Empty: those of the operating system.
+	Roots string `toml:"roots"`
+	// MQTT client id; {device} is the CN of the certificate. Two sessions with the same id
+	// throw each other out.
+	ClientID string `toml:"client_id"`
+	// Longest silence towards the broker before a ping is sent; whole seconds, at least 5s.
+	Keepalive quantity.Duration `toml:"keepalive"`
+	// Messages that may wait for their acknowledgement at one time; clouds allow 10 to 100.
+	Window int `toml:"window"`
+	// Longest time in which something must move on the link while messages wait; after it
+	// the link counts as lost. At least 1s.
+	WriteTimeout quantity.Duration `toml:"write_timeout"`
+	// Most messages per second; 0: no limit. AWS IoT Core allows 100.
+	Rate float64 `toml:"rate"`
+	// Largest packet that is taken from the broker; a larger one ends the connection.
+	MaxInbound quantity.Size `toml:"max_inbound"`
+	// Templates of the topics.
+	Topics encode.Topics `toml:"topics"`
+}
+
+// Default returns what an empty [session] section means; brokers have no default.
+func Default() Config {
+	return Config{
+		ClientID:     "{device}",
+		Keepalive:    quantity.Duration(time.Minute),
+		Window:       64,
+		WriteTimeout: quantity.Duration(10 * time.Second),
+		MaxInbound:   256 << 10,
+		Topics:       encode.DefaultTopics(),
+	}
+}
+
+// Limits of the configuration.
+const (
+	maxWindow       = 1024                // far below MQTT's 65,535 packet identifiers
+	maxKeepalive    = 65535 * time.Second // MQTT 3.1.1, 3.1.2.10
+	minKeepalive    = 5 * time.Second
+	minWriteTimeout = time.Second
+	minMaxInbound   = 1 << 10
+	maxMaxInbound   = 16 << 20
+)
+
+// Validate names every key that cannot be used.
+func (c Config) Validate() error {
+	var problems []error
+	bad := func(repair, format string, args ...any) {
+		problems = append(problems, hint.With(fmt.Errorf("session."+format, args...), repair))
+	}
+	if len(c.Brokers) == 0 {
+		bad(`name one: brokers = ["mqtts://broker.example:8883"]`, "brokers: there is none")
+	}
+	for _, b := range c.Brokers {
+		if _, err := parseBroker(b); err != nil {
+			bad(`write it as "mqtts://broker.example:8883"`, "brokers: %q: %w", b, err)
+		}
+	}
+	if _, err := encode.ExpandTopic(c.ClientID, map[string]string{"device": "x"}); err != nil {
+		bad(`the usual value is "{device}"`, "client_id: %q cannot be used", c.ClientID)
+	}
+	if k := c.Keepalive.Std(); k < minKeepalive || k > maxKeepalive || k%time.Second != 0 {
+		bad(fmt.Sprintf("use whole seconds from %v to %v", minKeepalive, maxKeepalive), "keepalive: %v", c.Keepalive)
+	}
+	if c.Window < 1 || c.Window > maxWindow {
+		bad(fmt.Sprintf("use 1 to %d", maxWindow), "window: %d", c.Window)
+	}
+	if c.WriteTimeout.Std() < minWriteTimeout {
+		bad(fmt.Sprintf("use %v or more", minWriteTimeout), "write_timeout: %v", c.WriteTimeout)
+	}
+	if !(c.Rate >= 0 && c.Rate <= 1e6) {
+		bad("use messages per second, or 0 for no limit", "rate: %v", c.Rate)
+	}
+	if n := c.MaxInbound.Bytes(); n < minMaxInbound || n > maxMaxInbound {
+		bad("use 1KiB to 16MiB", "max_inbound: %v", c.MaxInbound)
+	}
+	if err := c.Topics.Validate(); err != nil {
+		problems = append(problems, fmt.Errorf("session.%w", err))
+	}
+	return errors.Join(problems...)
+}
+
+// broker is one entry of brokers.
+type broker struct {
+	text string // as configured
+	host string
+	port string
+}
+
+func parseBroker(text string) (broker, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return broker{}, errors.New("not a URL")
+	}
+	switch {
+	case u.Scheme != "mqtts":
+		return broker{}, fmt.Errorf("the scheme is %q, and only mqtts is spoken", u.Scheme)
+	case u.User != nil:
+		return broker{}, errors.New("there is no password here, the certificate logs in")
+	case u.Hostname() == "":
+		return broker{}, errors.New("the host is missing")
+	case u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "":
+		return broker{}, errors.New("there is something behind the port")
+	}
+	b := broker{text: text, host: u.Hostname(), port: u.Port()}
+	if b.port == "" {
+		b.port = "8883"
+	}
+	if n, err := strconv.Atoi(b.port); err != nil || n < 1 || n > 65535 {
+		return broker{}, fmt.Errorf("%q is not a port", b.port)
+	}
+	return b, nil
+}
+
+func (b broker) address() string { return net.JoinHostPort(b.host, b.port) }
+
+// readRoots reads the authorities of brokers; an empty name means the system's.
+func readRoots(name string) (*x509.CertPool, error) {
+	if name == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(name)
+	if err != nil {
+		return nil, hint.With(fmt.Errorf("reading session.roots: %w", err),
+			"name a file with the PEM certificate of the authority that signed the broker's certificate")
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, hint.With(fmt.Errorf("reading session.roots: %s holds no certificate", name),
+			"put PEM certificates (-----BEGIN CERTIFICATE-----) into it")
+	}
+	return pool, nil
+}

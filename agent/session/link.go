@@ -1,0 +1,216 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"sync"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+	"github.com/eclipse/paho.mqtt.golang/packets"
+)
+
+// link is one MQTT connection: a paho client that is used once, and what is in flight on it.
+// It ends when lost is closed; nothing of paho runs any more then.
+type link struct {
+	session *Session
+	secured *secured
+	conn    *conn
+	client  mqtt.Client
+	window  *window
+	flight  chan *chunk // handed from the publisher to the reaper, in order
+
+	lost chan struct{}
+	end  sync.Once
+	err  error // why lost was closed
+
+	since time.Time // CONNACK
+	owed  owed      // when the link has ended
+	pacer pacer
+}
+
+// open sends CONNECT on a proved or fresh connection and waits for CONNACK. The connection is
+// the link's, whatever happens. The error is a *stageError.
+func (s *Session) open(ctx context.Context, sec *secured) (*link, error) {
+	s.begin(StageConnack)
+	l := &link{
+		session: s, secured: sec, window: newWindow(s.config.Window),
+		conn:   newConn(sec.tls, s.config.MaxInbound.Bytes(), s.config.WriteTimeout.Std()),
+		flight: make(chan *chunk, s.config.Window),
+		lost:   make(chan struct{}),
+		pacer:  pacer{rate: s.config.Rate, last: time.Now()},
+	}
+	l.client = mqtt.NewClient(l.options())
+	stop := context.AfterFunc(ctx, func() { l.conn.fail(ctx.Err()) })
+	token := l.client.Connect()
+	<-token.Done() // the deadline that paho sets for CONNACK bounds it
+	stop()
+	if err := token.Error(); err != nil {
+		_ = sec.tls.Close()
+		if failure := l.conn.failed(); failure != nil {
+			err = failure
+		}
+		if isTimeout(err) {
+			err = fmt.Errorf("%w within %v: %w", errStalled, s.timeouts.connack, err)
+		}
+		return nil, &stageError{StageConnack, err}
+	}
+	l.since = time.Now()
+	return l, nil
+}
+
+// options binds paho as every connection needs it.
+func (l *link) options() *mqtt.ClientOptions {
+	s := l.session
+	o := mqtt.NewClientOptions().
+		SetClientID(s.clientID).
+		SetProtocolVersion(4).   // or a refused CONNECT is tried again as MQTT 3.1
+		SetAutoReconnect(false). // it completes tokens without error and without a PUBACK
+		SetConnectRetry(false).
+		SetCleanSession(false). // commands sent while we were away arrive
+		SetOrderMatters(true).
+		SetAutoAckDisabled(true).
+		SetStore(discard{}).
+		SetKeepAlive(s.config.Keepalive.Std()).
+		SetPingTimeout(s.config.WriteTimeout.Std()).
+		SetWriteTimeout(s.config.WriteTimeout.Std()). // or a frozen link is never noticed
+		SetConnectTimeout(s.timeouts.connack).
+		SetDefaultPublishHandler(l.receive). // before Connect: a queued command comes before SUBACK
+		SetConnectionLostHandler(func(_ mqtt.Client, err error) { l.ended(err) }).
+		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return l.conn, nil })
+	o.AddBroker("tcp://" + l.secured.broker.address()) // never dialled: the function above is asked
+	if s.topics.status != "" {
+		o.SetBinaryWill(s.topics.status, s.offline, 1, true)
+	}
+	return o
+}
+
+// ended makes it known that nothing of paho runs any more.
+func (l *link) ended(err error) {
+	l.end.Do(func() {
+		l.err = err
+		if failure := l.conn.failed(); failure != nil {
+			l.err = failure
+		}
+		close(l.lost)
+	})
+}
+
+// errDisconnected: the link was ended in order.
+var errDisconnected = errors.New("disconnected")
+
+// disconnect sends DISCONNECT, so that the broker forgets the will, and waits until the link
+// has ended.
+func (l *link) disconnect() {
+	// paho waits this long for DISCONNECT to be written, and then for its own goroutines.
+	patience := l.session.config.WriteTimeout.Std() + 5*time.Second
+	l.client.Disconnect(uint(patience.Milliseconds()))
+	l.ended(errDisconnected)
+}
+
+// publish hands one message to paho.
+func (l *link) publish(topic string, payload []byte, retained bool) mqtt.Token {
+	token := l.client.Publish(topic, 1, retained, payload)
+	select {
+	case <-token.Done():
+		if err := token.Error(); err != nil {
+			// It was announced and will never be written: what was gathered would wait for it.
+			l.conn.fail(fmt.Errorf("handing over a message: %w", err))
+		}
+	default:
+	}
+	return token
+}
+
+// deliver publishes one message and waits for its PUBACK, the link's end, or that of ctx.
+func (l *link) deliver(ctx context.Context, topic string, payload []byte, retained bool) error {
+	l.window.add(1)
+	defer l.window.done(1)
+	l.conn.expect(1)
+	token := l.publish(topic, payload, retained)
+	l.session.count(func(st *Status) { st.Published++ })
+	select {
+	case <-token.Done():
+	case <-l.lost:
+		if !acknowledged(token) {
+			return l.err
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := token.Error(); err != nil {
+		return err
+	}
+	l.session.count(func(st *Status) { st.Acked++ })
+	return nil
+}
+
+// over says whether the link has ended.
+func (l *link) over() bool {
+	select {
+	case <-l.lost:
+		return true
+	default:
+		return false
+	}
+}
+
+// acknowledged says whether token has ended without error.
+func acknowledged(token mqtt.Token) bool {
+	select {
+	case <-token.Done():
+		return token.Error() == nil
+	default:
+		return false
+	}
+}
+
+// watch ends the link when messages are in flight and nothing moves: TCP would take many
+// minutes to notice, and with a bounded window there is nothing to write that could block. It
+// ends with the link.
+func (l *link) watch() {
+	limit := l.session.config.WriteTimeout.Std()
+	tick := time.NewTicker(min(limit/8, 500*time.Millisecond))
+	defer tick.Stop()
+	asked := false
+	for {
+		select {
+		case <-l.lost:
+			return
+		case <-tick.C:
+		}
+		n, since := l.window.inFlight()
+		quiet := l.conn.sinceIn(since)
+		switch {
+		case n == 0 || quiet < limit/2:
+			asked = false
+		case quiet >= limit:
+			l.conn.fail(fmt.Errorf("%w for %v", errFrozen, limit))
+		case !asked:
+			asked = true
+			l.conn.ping(limit - quiet)
+		}
+		if n > 0 && l.conn.sinceAck(since) >= ackPatience*limit {
+			l.conn.fail(fmt.Errorf("%w for %v", errNoAck, ackPatience*limit))
+		}
+	}
+}
+
+// ackPatience is how many write timeouts a broker may live without acknowledging anything
+// that is in flight.
+const ackPatience = 3
+
+// discard is paho's store. Nothing is kept: a client lives for one connection, and the outbox
+// knows what is owed.
+type discard struct{}
+
+func (discard) Open()                             {}
+func (discard) Put(string, packets.ControlPacket) {}
+func (discard) Get(string) packets.ControlPacket  { return nil }
+func (discard) All() []string                     { return nil }
+func (discard) Del(string)                        {}
+func (discard) Close()                            {}
+func (discard) Reset()                            {}

@@ -1,0 +1,327 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"ferrule/agent/identity"
+)
+
+// runner is what one Run keeps from one link to the next.
+type runner struct {
+	*Session
+	next         *secured // proved, and waiting to take over
+	stopCommands func()
+	cancel       func()          // ends the command that is being executed
+	idle         <-chan struct{} // no command is being executed, nor will be
+	grace        context.Context // begins when Run is told to end
+	endGrace     func()
+}
+
+func (s *Session) newRunner(ctx context.Context) *runner {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	quit, idle := make(chan struct{}), make(chan struct{})
+	go func() { // end waits for it
+		defer close(idle)
+		s.execute(work, quit)
+	}()
+	return &runner{Session: s, stopCommands: sync.OnceFunc(func() { close(quit) }), cancel: cancel, idle: idle}
+}
+
+// beginGrace starts the time that is left.
+func (r *runner) beginGrace() context.Context {
+	if r.grace == nil {
+		r.grace, r.endGrace = context.WithTimeout(context.Background(), r.Session.grace)
+	}
+	return r.grace
+}
+
+// end waits for everything that Run started. A command that is being executed has the grace.
+func (r *runner) end() {
+	defer r.begin(StageStopped)
+	r.stopCommands()
+	select {
+	case <-r.idle:
+	case <-r.beginGrace().Done():
+	}
+	r.cancel()
+	<-r.idle
+	if r.next != nil {
+		_ = r.next.tls.Close()
+	}
+	r.stale.Wait()
+	if r.endGrace != nil {
+		r.endGrace()
+	}
+}
+
+// connect makes one attempt: on the connection that was proved, or on a new one to the broker
+// whose turn it is. A staged certificate that was not refused yet goes first.
+func (r *runner) connect(ctx context.Context) (*link, error) {
+	s := r.Session
+	s.count(func(st *Status) { st.Attempts++ })
+	sec := r.next
+	r.next = nil
+	credential, staged := s.choose()
+	var err error
+	if sec == nil {
+		sec, err = s.dial(ctx, s.brokers[s.turn%len(s.brokers)], credential, s.begin)
+	} else {
+		credential, staged = sec.credential, true
+	}
+	var l *link
+	if err == nil {
+		l, err = s.open(ctx, sec)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			s.turn++
+			s.notConnected(err, credential, staged)
+		}
+		return nil, err
+	}
+	if staged {
+		s.identity.Promote(credential)
+		s.count(func(st *Status) { st.Rotations++ })
+		s.log.LogAttrs(ctx, slog.LevelInfo, "certificate took over", slog.String("leaf", credential.Fingerprint()))
+	}
+	s.connected(l)
+	return l, nil
+}
+
+// choose returns the certificate to show, and whether it is one that waits to be proved.
+func (s *Session) choose() (c *identity.Credential, staged bool) {
+	if c := s.identity.Staged(); c != nil && c.Fingerprint() != s.refused {
+		return c, true
+	}
+	return s.identity.Current(), false
+}
+
+// notConnected notes why an attempt failed. A staged certificate and the one in use are shown
+// by turns then.
+func (s *Session) notConnected(err error, credential *identity.Credential, staged bool) {
+	stage := StageConnack
+	if e, ok := errors.AsType[*stageError](err); ok {
+		stage = e.stage
+	}
+	failure := Classify(stage, err)
+	if stage == StageTLS || stage == StageConnack {
+		s.refused = "" // by turns: the one in use may be the one that no longer does
+		if staged {
+			s.refused = credential.Fingerprint()
+			failure.Text = "with the new certificate: " + failure.Text
+		}
+	}
+	s.note(failure)
+}
+
+// serve runs a link until it is lost, ctx ends, or another certificate takes over; r.next is
+// set then.
+func (r *runner) serve(ctx context.Context, l *link) {
+	s := r.Session
+	w := l.start(ctx)
+	defer s.stopped(l, w)
+	var proofs chan proof
+	defer func() { // end the proof that is under way, if any
+		w.cancel()
+		if proofs != nil {
+			if p := <-proofs; p.err == nil {
+				_ = p.secured.tls.Close()
+			}
+		}
+	}()
+	for {
+		rotations := s.rotations
+		if proofs != nil {
+			rotations = nil // one at a time; the wish is not lost
+		}
+		select {
+		case <-l.lost:
+			return
+		case <-ctx.Done():
+			r.finish(l, w)
+			return
+		case <-rotations:
+			s.refused = ""
+			proofs = s.prove(w.ctx, l.secured.broker)
+		case p := <-proofs:
+			proofs = nil
+			if r.handover(l, w, p) {
+				return
+			}
+		}
+	}
+}
+
+// workers are the goroutines of a link.
+type workers struct {
+	ctx       context.Context
+	cancel    context.CancelFunc
+	stopFeed  context.CancelFunc
+	stopWords context.CancelFunc // the announcer's
+	reaped    chan struct{}
+	announced chan struct{}
+}
+
+// start starts the goroutines of a link. They end with it.
+func (l *link) start(ctx context.Context) *workers {
+	s := l.session
+	w := &workers{reaped: make(chan struct{}), announced: make(chan struct{})}
+	w.ctx, w.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	feed, stopFeed := context.WithCancel(w.ctx)
+	words, stopWords := context.WithCancel(w.ctx)
+	w.stopFeed, w.stopWords = stopFeed, stopWords
+	s.outbox.Rewind()
+	s.stale.Go(func() {
+		<-l.lost
+		w.cancel()
+	})
+	s.stale.Go(l.watch)
+	s.stale.Go(l.subscribe)
+	s.stale.Go(func() { l.feed(feed) })
+	s.stale.Go(func() {
+		defer close(w.reaped)
+		l.reap()
+	})
+	s.stale.Go(func() {
+		defer close(w.announced)
+		if s.topics.status != "" {
+			l.announce(words)
+		}
+	})
+	return w
+}
+
+// stopped settles what a link owed when it ended.
+func (s *Session) stopped(l *link, w *workers) {
+	w.cancel()
+	<-l.lost
+	<-w.reaped
+	stage := StageUp
+	s.count(func(st *Status) {
+		if s.link = nil; st.Stage == StageSuback {
+			stage = StageSuback
+		}
+		st.Resent += uint64(l.owed.messages)
+		st.Subscribed = false
+	})
+	if errors.Is(l.err, errDisconnected) {
+		return
+	}
+	s.note(Classify(stage, l.err))
+	if isClosed(l.err) && s.suspect.lost(l.owed) {
+		s.outbox.SetAside(l.owed.first, "it ended three connections")
+		s.suspect.clear()
+		s.count(func(st *Status) { st.SetAside++ })
+		s.note(Classify(stage, errEntry))
+	}
+}
+
+// finish ends a link in order, within the grace: what is in flight, then the command that is
+// being executed, then the status, then DISCONNECT. What takes longer is cut off, and the will
+// speaks for us.
+func (r *runner) finish(l *link, w *workers) {
+	s := r.Session
+	s.begin(StageStopping)
+	grace := r.beginGrace()
+	r.stopCommands()
+	w.stopFeed()
+	if !wait(grace, l, w.reaped) || !wait(grace, l, r.idle) || !s.farewell(grace, l, w) {
+		l.conn.fail(errDisconnected)
+		s.log.LogAttrs(grace, slog.LevelWarn, "session ended before everything was acknowledged")
+	}
+}
+
+// farewell says that we go, and goes.
+func (s *Session) farewell(ctx context.Context, l *link, w *workers) bool {
+	w.stopWords()
+	if !wait(ctx, l, w.announced) {
+		return false
+	}
+	if s.topics.status != "" {
+		if err := l.deliver(ctx, s.topics.status, s.offline, true); err != nil {
+			return false
+		}
+	}
+	l.disconnect()
+	return true
+}
+
+// wait waits for done. It answers false when ctx or the link has ended before.
+func wait(ctx context.Context, l *link, done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+		return false
+	case <-l.lost:
+		return false
+	}
+}
+
+// proof is the outcome of showing a staged certificate on a second connection.
+type proof struct {
+	secured *secured
+	err     error
+}
+
+// prove shows the staged certificate to the broker on a second connection, up to the first
+// read, while the first connection lives. CONNECT is not sent, since the same client id would
+// throw out the first.
+func (s *Session) prove(ctx context.Context, b broker) chan proof {
+	staged := s.identity.Staged()
+	if staged == nil {
+		return nil
+	}
+	proofs := make(chan proof, 1)
+	go func() { // ends within the timeouts of dial and prove; serve takes what it says
+		sec, err := s.dial(ctx, b, staged, func(Stage) {})
+		if err == nil {
+			if err = sec.prove(ctx); err != nil {
+				_ = sec.tls.Close()
+			}
+		}
+		proofs <- proof{sec, err}
+	}()
+	return proofs
+}
+
+// handover goes over to the connection that was proved. When it was not, the link stays.
+func (r *runner) handover(l *link, w *workers, p proof) bool {
+	s := r.Session
+	if p.err != nil {
+		if !l.over() {
+			failure := Classify(StageRotate, p.err)
+			failure.Text = "the new certificate was not accepted, the old one stays: " + failure.Text
+			s.note(failure)
+		}
+		if staged := s.identity.Staged(); staged != nil {
+			s.refused = staged.Fingerprint()
+		}
+		return false
+	}
+	limit, cancel := context.WithTimeout(w.ctx, s.config.WriteTimeout.Std())
+	defer cancel()
+	w.stopFeed()
+	if !wait(limit, l, w.reaped) || !s.farewell(limit, l, w) {
+		l.conn.fail(errDisconnected) // the next connection sends again what was not acknowledged
+	}
+	r.next = p.secured
+	return true
+}
+
+// connected notes a CONNACK.
+func (s *Session) connected(l *link) {
+	state := l.secured.tls.ConnectionState()
+	s.mu.Lock()
+	s.link = l
+	s.status.connected(l, state)
+	s.mu.Unlock()
+	s.begin(StageSuback)
+	s.log.LogAttrs(context.Background(), slog.LevelInfo, "session up",
+		slog.String("broker", l.secured.broker.text), slog.String("address", s.Status().Address),
+		slog.Bool("resumed", state.DidResume), slog.Duration("handshake", l.secured.took.Round(time.Millisecond)))
+}

@@ -1,0 +1,190 @@
+// Package session keeps one mutually authenticated MQTT session: it dials, drains the outbox
+// and takes commands. The trap is the token that ends without an acknowledgement: paho's own
+// reconnect completes the tokens of a lost connection without error, so its reconnect is off,
+// every connection has a client of its own, and the outbox alone knows what is owed.
+package session
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"ferrule/agent/encode"
+	"ferrule/agent/identity"
+	"ferrule/agent/outbox"
+)
+
+// Options is what a session is made of.
+type Options struct {
+	Config
+	// Identity shows the certificate and signs with the device's key.
+	Identity *identity.Identity
+	// Outbox holds what is owed to the broker.
+	Outbox *outbox.Outbox
+	// Join makes one message of several payloads of one topic; nil: every entry is a message.
+	Join func(dst []byte, payloads [][]byte) []byte
+	// Handle executes a command and returns its id, for the reply's topic, and the reply; an
+	// empty id means that there is none to give. It may take its time, and ends with ctx. A
+	// command whose reply was not acknowledged comes again. nil: no commands are taken.
+	Handle func(ctx context.Context, c Command) (id string, reply []byte)
+	// Online returns the retained status message; nil: none is published, nor a will.
+	Online func() []byte
+	// ShutdownGrace bounds what Run does after its context ended.
+	ShutdownGrace time.Duration
+	Log           *slog.Logger
+}
+
+// Command is a message from the cloud.
+type Command struct {
+	Name    string
+	Payload []byte
+	// Retained says that the broker had kept the message: it is old, and will come again.
+	Retained bool
+	// Duplicate says that the broker may have delivered the message before.
+	Duplicate bool
+}
+
+// Session is one MQTT session over any number of connections.
+type Session struct {
+	config   Config
+	timeouts timeouts
+	identity *identity.Identity
+	outbox   *outbox.Outbox
+	join     func(dst []byte, payloads [][]byte) []byte
+	handle   func(ctx context.Context, c Command) (string, []byte)
+	online   func() []byte
+	grace    time.Duration
+	log      *slog.Logger
+	random   func() float64 // for the back-off
+
+	roots    *x509.CertPool
+	brokers  []broker
+	device   string
+	clientID string
+	filter   string // of commands
+	topics   struct{ status string }
+	offline  []byte // the will
+
+	rotations     chan struct{} // asked by Rotate
+	announcements chan struct{} // asked by Announce
+	inbox         inbox
+	suspect       suspect
+	turn          int            // which broker is next
+	refused       string         // fingerprint of a staged certificate that was not accepted
+	stale         sync.WaitGroup // goroutines of links that have ended
+
+	mu     sync.Mutex
+	status Status
+	link   *link // that is up
+	logged struct {
+		stage Stage
+		cause Cause
+		times int
+	}
+}
+
+// New checks the options and reads the authorities of the brokers.
+func New(o Options) (*Session, error) {
+	if err := o.Validate(); err != nil {
+		return nil, err
+	}
+	if o.Identity == nil || o.Outbox == nil || o.Log == nil {
+		return nil, errors.New("a session needs an identity, an outbox and a logger")
+	}
+	s := &Session{
+		config: o.Config, timeouts: stageTimeouts, identity: o.Identity, outbox: o.Outbox,
+		join: o.Join, handle: o.Handle, online: o.Online, grace: o.ShutdownGrace, log: o.Log, random: jitter,
+		device:        o.Identity.Device(),
+		rotations:     make(chan struct{}, 1),
+		announcements: make(chan struct{}, 1),
+		inbox:         inbox{queue: make(chan delivery, inboxCommands)},
+		status:        Status{Stage: StageStopped},
+	}
+	var err error
+	if s.roots, err = readRoots(o.Roots); err != nil {
+		return nil, err
+	}
+	for _, text := range o.Brokers {
+		b, err := parseBroker(text)
+		if err != nil {
+			return nil, fmt.Errorf("session.brokers: %q: %w", text, err)
+		}
+		s.brokers = append(s.brokers, b)
+	}
+	return s, s.expandTopics(o)
+}
+
+// expandTopics makes what the broker is told of templates.
+func (s *Session) expandTopics(o Options) (err error) {
+	device := map[string]string{"device": s.device}
+	if s.clientID, err = encode.ExpandTopic(o.ClientID, device); err != nil {
+		return fmt.Errorf("session.client_id: %w", err)
+	}
+	if o.Topics.Command != "" && o.Handle != nil {
+		s.filter = encode.Filter(o.Topics.Command, device)
+	}
+	if o.Topics.Status != "" && o.Online != nil {
+		s.topics.status, err = encode.ExpandTopic(o.Topics.Status, device)
+		s.offline = append(strconv.AppendUint([]byte(`{"online":false,"boot":`), o.Outbox.Boot(), 10), '}')
+	}
+	return err
+}
+
+// Rotate asks to prove the identity's staged certificate, and to go over to it.
+func (s *Session) Rotate() { ask(s.rotations) }
+
+// Announce asks to publish the status again.
+func (s *Session) Announce() { ask(s.announcements) }
+
+func ask(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps the session up until ctx ends; then it takes no new entries, waits up to
+// ShutdownGrace for what is in flight, and says good-bye. It returns nil.
+func (s *Session) Run(ctx context.Context) error {
+	r := s.newRunner(ctx)
+	defer r.end()
+	failures := 0
+	for first := true; ; first = false {
+		if !first && r.next == nil && !s.pause(ctx, failures) || ctx.Err() != nil {
+			return nil
+		}
+		l, err := r.connect(ctx)
+		if err != nil {
+			failures++
+			continue
+		}
+		r.serve(ctx, l)
+		if failures++; time.Since(l.since) >= steady {
+			failures = 0
+		}
+	}
+}
+
+// pause waits before attempt n. It answers false when ctx has ended.
+func (s *Session) pause(ctx context.Context, n int) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	delay := backoff(max(n-1, 0), s.random())
+	s.begin(StageWaiting)
+	s.count(func(st *Status) { st.NextAttempt = time.Now().Add(delay) })
+	defer s.count(func(st *Status) { st.NextAttempt = time.Time{} })
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
