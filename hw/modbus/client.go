@@ -57,7 +57,7 @@ type Stats struct {
 
 const (
 	// writeOff is the age, from its sending, at which a request that neither an answer nor a
-	// barrier settled counts as lost.
+	// barrier settled counts as lost, if the unit sent nothing meanwhile.
 	writeOff = 10 * time.Second
 	// maxDrain bounds the silence waited for after a failure.
 	maxDrain = 250 * time.Millisecond
@@ -270,8 +270,8 @@ func (c *Client) barrier(ctx context.Context, u *unit, r *Request, d *debt) erro
 	if b.Function <= ReadDiscreteInputs {
 		step = 8 // as many bits make another byte
 	}
-	for b.Count = 1; b.Count < 4*step; b.Count += step {
-		if own := debtOf(&b); !own.like(d) && !u.debts.blocks(&own) {
+	for b.Count = 1; b.Count < 8*step; b.Count += step {
+		if own := debtOf(&b); !own.like(d) && (u.debts.last(&own) || !u.debts.blocks(&own)) {
 			break
 		}
 	}

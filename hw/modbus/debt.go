@@ -62,17 +62,18 @@ func (d *debt) like(o *debt) bool {
 
 // debts are what one unit still owes, oldest first, without the current request.
 type debts struct {
-	list [4]debt
-	n    int
+	list  [8]debt
+	n     int
+	heard time.Time // when the unit last sent a sound frame
 }
 
 // room tells whether d can be added.
 func (b *debts) room(d *debt) bool {
-	return b.n < len(b.list) || b.list[b.n-1].like(d)
+	return b.n < len(b.list) || b.last(d)
 }
 
 func (b *debts) add(d debt) {
-	if b.n > 0 && b.list[b.n-1].like(&d) {
+	if b.last(&d) {
 		b.list[b.n-1].times++
 		b.list[b.n-1].sent = d.sent
 		return
@@ -89,24 +90,27 @@ func (b *debts) drop(n int) {
 	b.n -= n
 }
 
+// last tells whether d is like the newest debt, and so takes no room.
+func (b *debts) last(d *debt) bool { return b.n > 0 && b.list[b.n-1].like(d) }
+
 // settle takes off the earliest request that the frame can answer, and all before it.
-func (b *debts) settle(frame []byte) (sent time.Time, ok bool) {
+func (b *debts) settle(frame []byte) bool {
 	for i := range b.n {
 		if b.list[i].settledBy(frame) {
-			sent = b.list[i].sent
 			b.drop(i)
 			if b.list[0].times--; b.list[0].times == 0 {
 				b.drop(1)
 			}
-			return sent, true
+			return true
 		}
 	}
-	return time.Time{}, false
+	return false
 }
 
-// expire writes off what was asked before t.
+// expire writes off what was asked before t, unless the unit was heard since: then it is slow, not
+// silent, and comes to it.
 func (b *debts) expire(t time.Time) {
-	for b.n > 0 && b.list[0].sent.Before(t) {
+	for b.n > 0 && b.list[0].sent.Before(t) && b.heard.Before(t) {
 		b.drop(1)
 	}
 }

@@ -280,11 +280,14 @@ func (c *Client) foreignRequest(p []byte, d *debt) bool {
 // classify sorts a sound frame of the form of an answer.
 func (c *Client) classify(u *unit, d *debt, frame []byte) verdict {
 	from := c.units[frame[0]]
+	if from != nil {
+		from.debts.heard = c.last
+	}
 	switch {
 	case from == nil:
 		c.stats.Foreign++
 		return dropped
-	case c.payDebt(from, frame):
+	case from.debts.settle(frame):
 		c.stats.Late++
 		return dropped
 	case d == nil: // a second answer, or one to a request written off
@@ -299,14 +302,6 @@ func (c *Client) classify(u *unit, d *debt, frame []byte) verdict {
 	c.stats.Mismatches++
 	c.fault = ErrMismatch
 	return dropped
-}
-
-func (c *Client) payDebt(u *unit, frame []byte) bool {
-	sent, ok := u.debts.settle(frame)
-	if ok {
-		u.learn(c.last.Sub(sent) - c.timing.Chars(len(frame)))
-	}
-	return ok
 }
 
 // rescan looks for the answer behind a head that promised a frame and did not keep it. It takes
@@ -325,7 +320,7 @@ func (c *Client) rescan(d *debt) []byte {
 		}
 		c.stats.Garbage += uint64(i - head)
 		c.rd = i + n
-		if c.payDebt(u, p[:n]) {
+		if u.debts.settle(p[:n]) {
 			c.stats.Late++
 			head = c.rd
 			continue
