@@ -1,6 +1,9 @@
 package outbox
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Status is what the outbox says of itself. Counters count since Open.
 type Status struct {
@@ -10,11 +13,11 @@ type Status struct {
 	// Depth counts entries neither acknowledged, dropped nor set aside; InFlight those handed out.
 	Depth    int `json:"depth"`
 	InFlight int `json:"in_flight"`
-	// Bytes is what counts against max_bytes: DiskBytes in segments (in whole blocks), and entries not on disk.
-	Bytes       int64 `json:"bytes"`
-	DiskBytes   int64 `json:"disk_bytes"`
-	MemoryBytes int64 `json:"memory_bytes"`
-	Segments    int   `json:"segments"`
+	// Bytes counts against max_bytes: DiskBytes, the files in whole blocks, and UnsavedBytes, entries on no disk.
+	Bytes        int64 `json:"bytes"`
+	DiskBytes    int64 `json:"disk_bytes"`
+	UnsavedBytes int64 `json:"unsaved_bytes"`
+	Segments     int   `json:"segments"`
 	// OldestAge is how long the oldest entry has waited, in seconds.
 	OldestAge float64 `json:"oldest_age_s"`
 
@@ -23,15 +26,19 @@ type Status struct {
 	Resent   uint64 `json:"resent"`
 	SetAside uint64 `json:"set_aside"`
 	// Dropped counts entries lost to the bound; DroppedRanges names them, newest last, at most 64.
-	Dropped       uint64  `json:"dropped"`
-	DroppedRanges []Range `json:"dropped_ranges,omitempty"`
-	// Damaged counts stretches of the log that could not be read; DamagedBytes is their length.
+	// DroppedRangesLeftOut older ranges are not listed.
+	Dropped              uint64  `json:"dropped"`
+	DroppedRanges        []Range `json:"dropped_ranges,omitempty"`
+	DroppedRangesLeftOut uint64  `json:"dropped_ranges_left_out,omitempty"`
+	// Damaged counts stretches of the log that could not be read, DamagedBytes their length. What a
+	// power cut left of a write that had not been synced counts too.
 	Damaged      uint64 `json:"damaged"`
 	DamagedBytes int64  `json:"damaged_bytes"`
 
 	WrittenBytes int64  `json:"written_bytes"`
 	Fsyncs       uint64 `json:"fsyncs"`
-	// Problem is why entries wait in memory only, "" when all is well.
+	// Problem says what the disk refuses, "" when all is well. While it cannot be written, entries
+	// wait in memory.
 	Problem      string    `json:"problem,omitempty"`
 	ProblemSince time.Time `json:"problem_since,omitzero"`
 }
@@ -41,4 +48,60 @@ type Range struct {
 	Boot uint64 `json:"boot"`
 	From uint64 `json:"from"`
 	To   uint64 `json:"to"`
+}
+
+// problemKind is what the disk refuses, the worst first.
+type problemKind int
+
+const (
+	writing problemKind = iota
+	reading
+	removing
+	settingAside
+	problemKinds
+)
+
+func (k problemKind) String() string {
+	return [...]string{"writing", "reading", "removing", "setting aside"}[k]
+}
+
+type problem struct {
+	err   error
+	since time.Time
+	count int
+}
+
+// Status returns the state of the outbox.
+func (o *Outbox) Status() Status {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := o.stats
+	s.DroppedRanges = slices.Clone(s.DroppedRanges)
+	s.Boot, s.Seq = o.boot, o.seq
+	s.Depth, s.InFlight = o.front.n+o.unread+o.tail.n, o.flight
+	s.DiskBytes, s.UnsavedBytes = o.onDisk+o.badBytes, o.unsaved
+	s.Bytes, s.Segments = s.DiskBytes+s.UnsavedBytes, len(o.segments)
+	if t := o.oldest(); !t.IsZero() {
+		s.OldestAge = max(0, time.Since(t).Seconds())
+	}
+	for _, p := range o.problems {
+		if p.err != nil {
+			s.Problem, s.ProblemSince = p.err.Error(), p.since
+			break
+		}
+	}
+	return s
+}
+
+// oldest returns when the first entry was taken; of a segment that is not loaded, when it was made.
+func (o *Outbox) oldest() time.Time {
+	switch {
+	case o.front.n > 0:
+		return o.front.at(0).taken
+	case o.unread > 0:
+		return o.cursor.seg.made
+	case o.tail.n > 0:
+		return o.tail.at(0).taken
+	}
+	return time.Time{}
 }

@@ -36,11 +36,9 @@ func (w *waiting) names() bool { return w.kind != Write && w.kind != Truncate }
 // since this disk was made, with a description of the cut. Bounded per cut, the same in every run,
 // and no two with the same content and marks. Each state is a disk of its own.
 func (d *Disk) CrashStates() iter.Seq2[string, *Disk] {
-	d.mu.Lock()
-	history, base, marks := slices.Clone(d.history), d.origin.clone(), slices.Clone(d.before)
-	d.mu.Unlock()
+	history, base := d.recorded()
 	return func(yield func(string, *Disk) bool) {
-		c := &cutter{base: base.clone(), marks: slices.Clone(marks), seen: map[[2]uint64]bool{}, seed: maphash.MakeSeed(), yield: yield}
+		c := &cutter{base: base.clone(), marks: slices.Clone(d.before), seen: map[[2]uint64]bool{}, seed: maphash.MakeSeed(), yield: yield}
 		c.rng = rand.New(rand.NewPCG(1, uint64(len(history))))
 		if !c.cut("before anything") {
 			return
@@ -53,6 +51,25 @@ func (d *Disk) CrashStates() iter.Seq2[string, *Disk] {
 			}
 		}
 	}
+}
+
+// PowerCut returns the barest disk that a power cut leaves now: only what was synced.
+func (d *Disk) PowerCut() *Disk {
+	history, base := d.recorded()
+	c := &cutter{base: base}
+	for _, e := range history {
+		c.step(e)
+	}
+	for _, e := range c.choose(func(int, *waiting) bool { return false }) {
+		base.apply(e)
+	}
+	return from(base, d.Marks())
+}
+
+func (d *Disk) recorded() ([]*event, *image) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.history), d.origin.clone()
 }
 
 // cutter walks a history, keeping what is durable apart from what waits.

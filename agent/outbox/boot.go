@@ -1,0 +1,63 @@
+package outbox
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"ferrule/internal/atomicfile"
+	"ferrule/internal/disk"
+	"ferrule/internal/record"
+)
+
+const (
+	bootName = "boot"
+	// A number that cannot be stored is random in [randomFrom, randomTo): beyond any counter, and exact
+	// in a consumer's float64.
+	randomFrom, randomTo = 1 << 40, 1 << 53
+)
+
+var bootSeed = record.NewSeed(5)
+
+// earliest is when no gateway had this program: a clock before it was never set.
+var earliest = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// nextBoot returns a number no start had before, and the error that kept it from being stored. highest
+// is the highest number seen in the log.
+func (o *Outbox) nextBoot(highest uint64) (uint64, error) {
+	boot := randomBoot()
+	last, ok := o.lastBoot()
+	switch {
+	case ok:
+		boot = last + 1
+	case !time.Now().Before(earliest):
+		// A counter that was lost had fewer starts than there were seconds; one begun by a clock that was
+		// ahead may show in the log.
+		boot = max(uint64(time.Now().Unix()), highest+1)
+	}
+	data := bootSeed.Append(nil, strconv.AppendUint(nil, boot, 10))
+	if err := atomicfile.Write(o.fsys, o.path(bootName), data, 0o600); err != nil {
+		return randomBoot(), fmt.Errorf("storing the boot counter: %w", err)
+	}
+	o.stats.WrittenBytes += int64(len(data))
+	o.stats.Fsyncs++
+	return boot, nil
+}
+
+func randomBoot() uint64 { return randomFrom + rand.Uint64N(randomTo-randomFrom) }
+
+// lastBoot reads the stored number.
+func (o *Outbox) lastBoot() (uint64, bool) {
+	const digits = 20
+	data, err := disk.ReadFile(o.fsys, o.path(bootName), record.HeaderSize+digits)
+	if err != nil {
+		return 0, false
+	}
+	rec, err := record.NewReader(byteReader(data), 0, int64(len(data)), bootSeed, digits).Next()
+	if err != nil || rec.Damaged != 0 {
+		return 0, false
+	}
+	boot, err := strconv.ParseUint(string(rec.Payload), 10, 64)
+	return boot, err == nil && boot < randomTo-1
+}

@@ -1,0 +1,192 @@
+package outbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"time"
+
+	"ferrule/internal/disk"
+	"ferrule/internal/record"
+)
+
+const (
+	// loadBytes is how much of the log is read at a time.
+	loadBytes = 64 << 10
+	// A segment that cannot be read is tried so often, with pauses, and then counts as damaged.
+	readTries = 3
+	readPause = 500 * time.Millisecond
+)
+
+// reader is what is guarded by Outbox.readMu.
+type reader struct {
+	seg   *segment
+	file  disk.File
+	log   *record.Reader
+	names intern
+	tries int
+}
+
+func (r *reader) close() {
+	if r.file != nil {
+		_ = r.file.Close()
+	}
+	r.seg, r.file, r.log = nil, nil, nil
+}
+
+// open goes to a position of the log, of which end is where the segment ends.
+func (r *reader) open(fsys disk.FS, p position, end int64) error {
+	if r.seg == p.seg && r.log.Offset() == p.off {
+		r.log.Extend(end)
+		return nil
+	}
+	if r.seg != p.seg {
+		r.close()
+		f, err := fsys.OpenFile(p.seg.path, os.O_RDONLY, 0)
+		if err != nil {
+			return err
+		}
+		r.seg, r.file = p.seg, f
+	}
+	r.log = record.NewReader(r.file, p.off, end, p.seg.seed(), maxRecord)
+	return nil
+}
+
+// load brings the next part of the log into front. It may bring nothing. The error is that of ctx.
+func (o *Outbox) load(ctx context.Context) error {
+	o.readMu.Lock()
+	defer o.readMu.Unlock()
+	o.mu.Lock()
+	at, gen := o.cursor, o.readGen
+	if o.unread == 0 || o.closed {
+		o.mu.Unlock()
+		return nil
+	}
+	end, skipTo := at.seg.size, at.seg.skipTo
+	o.mu.Unlock()
+
+	r := &o.reader
+	entries, dam, err := r.read(o.fsys, at, end, skipTo)
+	if err != nil && !errors.Is(err, io.EOF) {
+		if r.tries++; r.tries < readTries {
+			o.report(reading, fmt.Errorf("reading a segment: %w", err))
+			return pause(ctx, time.Duration(r.tries)*readPause)
+		}
+		dam.add(end - max(at.off, r.offset()))
+		dam.err, err = err, io.EOF
+		r.close()
+	}
+	r.tries = 0
+	o.report(reading, dam.err)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if gen != o.readGen {
+		r.close() // what was read is no longer wanted, or is elsewhere
+		return nil
+	}
+	o.take(at.seg, entries)
+	if dam.bytes > 0 {
+		o.noteDamage(at.seg, dam)
+	}
+	o.cursor.off = end
+	if err == nil {
+		o.cursor.off = r.offset()
+	} else if end == at.seg.size {
+		o.endOfSegment(at.seg)
+	}
+	return nil
+}
+
+func (r *reader) offset() int64 {
+	if r.log == nil {
+		return 0
+	}
+	return r.log.Offset()
+}
+
+// read returns some entries from a position on; with io.EOF, the last before end.
+func (r *reader) read(fsys disk.FS, at position, end int64, skipTo uint64) (entries []entry, d damage, err error) {
+	if err := r.open(fsys, at, end); err != nil {
+		return nil, d, err
+	}
+	for n := int64(0); n < loadBytes; {
+		rec, err := r.log.Next()
+		d.add(rec.Damaged)
+		if err != nil {
+			return entries, d, err
+		}
+		n += rec.End() - rec.Offset
+		if rec.Payload[0] != kindEntry {
+			continue
+		}
+		e, err := parseEntry(rec.Payload, &r.names)
+		if err != nil {
+			d.add(int64(len(rec.Payload)))
+			continue
+		}
+		if e.seq > skipTo {
+			e.off, e.size = rec.Offset, int(rec.End()-rec.Offset)
+			entries = append(entries, e)
+		}
+	}
+	return entries, d, nil
+}
+
+// take puts entries read from s into front.
+func (o *Outbox) take(s *segment, entries []entry) {
+	for _, e := range entries {
+		if s.read == s.records { // more than was counted
+			s.records++
+			o.unread++
+		}
+		s.read++
+		s.loaded++
+		o.unread--
+		e.seg = s
+		o.enter(e)
+	}
+}
+
+// endOfSegment moves the cursor on; what was counted in s and not found is lost.
+func (o *Outbox) endOfSegment(s *segment) {
+	o.unread -= s.records - s.read
+	s.records = s.read
+	for i, other := range o.segments {
+		if other == s && i+1 < len(o.segments) {
+			o.cursor = position{seg: o.segments[i+1]}
+		}
+	}
+	if s != o.active && !s.owes() {
+		o.bury(s)
+	}
+}
+
+// noteDamage counts what could not be read, once for each segment that was counted when it was opened.
+func (o *Outbox) noteDamage(s *segment, d damage) {
+	s.damaged = true
+	if s.counted {
+		return
+	}
+	o.stats.Damaged += uint64(d.stretches)
+	o.stats.DamagedBytes += d.bytes
+	o.log.LogAttrs(context.Background(), slog.LevelWarn, "part of a segment cannot be read",
+		slog.String("file", s.path), slog.Int64("bytes", d.bytes), slog.Any("err", d.err))
+}
+
+// pause waits, unless ctx ends first.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func byteReader(b []byte) io.ReaderAt { return bytes.NewReader(b) }

@@ -1,0 +1,212 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"ferrule/internal/atomicfile"
+	"ferrule/internal/record"
+)
+
+// recover takes over what earlier starts left. Nothing in the folder can make it fail: what it
+// cannot do is the outbox's first problem.
+func (o *Outbox) recover() {
+	o.writer.place.slot = 0
+	err := o.prepare()
+	var highest uint64
+	if err == nil {
+		highest, err = o.openLog()
+	}
+	boot, bootErr := o.nextBoot(highest)
+	o.boot = boot
+	if err == nil {
+		err = bootErr
+	}
+	if err != nil {
+		o.writer.retryAt = time.Now().Add(firstPause)
+	}
+	o.report(writing, err)
+	o.log.LogAttrs(context.Background(), slog.LevelInfo, "outbox opened",
+		slog.Uint64("boot", o.boot), slog.Int("entries", o.unread), slog.Int("segments", len(o.segments)))
+}
+
+// openLog finds the segments and what they owe, and the highest counter of boots in them.
+func (o *Outbox) openLog() (highest uint64, err error) {
+	list, err := o.fsys.ReadDir(o.dir)
+	if err != nil {
+		return 0, fmt.Errorf("listing the outbox's folder: %w", err)
+	}
+	var log []*segment
+	for _, f := range list {
+		number, nonce, ok := parseSegmentName(f.Name())
+		switch {
+		case ok:
+			s := &segment{number: number, nonce: nonce, path: o.path(f.Name()), lostFrom: -1, records: -1}
+			if boot := o.inspect(s); boot < randomFrom {
+				highest = max(highest, boot)
+			}
+			log = append(log, s)
+		case strings.HasSuffix(f.Name(), badSuffix):
+			b := badFile{path: o.path(f.Name())}
+			if info, err := f.Info(); err == nil {
+				b.size = blocks(info.Size())
+			}
+			o.writer.bad = append(o.writer.bad, b)
+			o.badBytes += b.size
+		case strings.HasSuffix(f.Name(), atomicfile.Suffix), f.Name() == probeName:
+			_ = o.fsys.Remove(o.path(f.Name())) // left by a power cut
+		}
+	}
+	slices.SortFunc(log, func(a, b *segment) int { return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.nonce, b.nonce)) })
+	log = o.dropReplaced(log)
+	log, from := o.dropAcked(log)
+	o.adopt(log, from)
+	return highest, nil
+}
+
+// inspect reads a segment's header, and its footer where it has one. It returns the boot in the header,
+// 0 where there is none.
+func (o *Outbox) inspect(s *segment) (boot uint64) {
+	f, err := o.fsys.OpenFile(s.path, os.O_RDONLY, 0)
+	if err != nil {
+		return 0 // reading it will tell
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return 0
+	}
+	s.size, s.made = info.Size(), info.ModTime()
+	r := record.NewReader(f, 0, min(s.size, 2*headerRoom), s.seed(), headerRoom)
+	if rec, err := r.Next(); err == nil && rec.Offset == 0 && rec.Payload[0] == kindHeader {
+		boot, err = s.parseHeader(rec.Payload)
+		if err == nil {
+			s.first = rec.End()
+		}
+	}
+	if s.size > footerSize {
+		r := record.NewReader(f, s.size-footerSize, s.size, s.seed(), footerSize-record.HeaderSize)
+		if rec, err := r.Next(); err == nil && rec.Damaged == 0 {
+			s.records = parseFooter(rec.Payload)
+		}
+	}
+	return boot
+}
+
+// dropReplaced buries the segments that another has replaced. One whose copies are not all there was
+// never completed; the originals are, and it counts only for what it has beyond them.
+func (o *Outbox) dropReplaced(log []*segment) []*segment {
+	for _, s := range slices.Clone(log) {
+		originals := func(other *segment) bool {
+			return s.replaces != 0 && s.replaces <= other.number && other.number < s.number
+		}
+		if !slices.ContainsFunc(log, originals) {
+			continue
+		}
+		if o.complete(s) {
+			log = slices.DeleteFunc(log, func(other *segment) bool {
+				if originals(other) {
+					o.dead = append(o.dead, other)
+				}
+				return originals(other)
+			})
+			continue
+		}
+		for _, other := range log {
+			if !originals(other) {
+				continue
+			}
+			entries, _ := o.scan(other, 0, other.size)
+			for i := range entries {
+				s.skipTo = max(s.skipTo, entries[i].seq)
+			}
+		}
+	}
+	return log
+}
+
+// complete reports whether all entries that s says it copied are there.
+func (o *Outbox) complete(s *segment) bool {
+	if s.first == 0 {
+		return false
+	}
+	entries, _ := o.scan(s, 0, s.size)
+	if len(entries) < s.copied {
+		return false
+	}
+	end := s.first
+	for _, e := range entries[:s.copied] {
+		if e.off != end {
+			return false
+		}
+		end += int64(e.size)
+	}
+	return true
+}
+
+// dropAcked buries the segments before the place last saved. from is where the first that remains
+// begins to owe.
+func (o *Outbox) dropAcked(log []*segment) (rest []*segment, from int64) {
+	for _, p := range o.readPlaces() {
+		i := slices.IndexFunc(log, func(s *segment) bool { return s.number == p.number && s.nonce == p.nonce })
+		if i < 0 || i == 0 && p.off < from {
+			continue
+		}
+		o.dead = append(o.dead, log[:i]...)
+		log, from = log[i:], p.off
+	}
+	return log, from
+}
+
+// adopt makes log the outbox's, of whose first segment all before from is acknowledged.
+func (o *Outbox) adopt(log []*segment, from int64) {
+	o.cursor.off = from
+	for i, s := range log {
+		if i > 0 {
+			from = 0
+		}
+		if s.records < 0 || from > 0 || s.skipTo > 0 {
+			o.countEntries(s, from)
+		}
+		if s.records <= 0 {
+			o.dead = append(o.dead, s)
+			if i == 0 {
+				o.cursor.off = 0
+			}
+			continue
+		}
+		o.segments = append(o.segments, s)
+		o.unread += s.records
+		o.onDisk += s.alloc()
+	}
+	if len(o.segments) > 0 {
+		o.cursor.seg = o.segments[0]
+	}
+}
+
+// countEntries finds out what a segment owes that has no footer, or of which a part is acknowledged.
+func (o *Outbox) countEntries(s *segment, from int64) {
+	entries, d := o.scan(s, from, s.size)
+	if d.err != nil && !errors.Is(d.err, fs.ErrNotExist) {
+		s.records = max(1, len(entries)) // to be tried again when its turn comes
+		return
+	}
+	s.records = 0
+	for i := range entries {
+		if entries[i].seq > s.skipTo {
+			s.records++
+		}
+	}
+	if d.bytes > 0 {
+		o.noteDamage(s, d)
+	}
+	s.counted = true
+}
