@@ -1,0 +1,236 @@
+// Package agent composes lines, outbox, identity, session and updates into the running
+// agent. It holds no logic of theirs: it opens them in order, hands each what it needs of
+// the others as a function, and stops them in the order that loses nothing: lines first,
+// then the session, which empties its window, then the outbox, which syncs.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"sync"
+	"time"
+
+	"ferrule/agent/clock"
+	"ferrule/agent/config"
+	"ferrule/agent/encode"
+	"ferrule/agent/identity"
+	"ferrule/agent/journal"
+	"ferrule/agent/local"
+	"ferrule/agent/outbox"
+	"ferrule/agent/session"
+	"ferrule/hw"
+	"ferrule/internal/disk"
+)
+
+// ErrRestart is what Run returns after the command restart: the caller starts the program anew.
+var ErrRestart = errors.New("restart was asked for")
+
+// Options is what the program hands to its agent.
+type Options struct {
+	// Load reads the configuration, at the start and at every reload.
+	Load func() (*config.Config, error)
+	// Reload asks to read configuration and certificate again (SIGHUP).
+	Reload <-chan os.Signal
+	// Version and Built (the time of the build, a floor for the clock) describe the program.
+	Version string
+	Built   time.Time
+	Log     *slog.Logger
+}
+
+// Run runs the agent until ctx is done or a command asks for a restart. It returns nil after
+// a clean stop, ErrRestart, or the error that keeps the agent from starting. A reload whose
+// configuration is good and different starts the parts anew with it; a bad one changes nothing.
+func Run(ctx context.Context, o Options) error {
+	c, err := o.Load()
+	if err != nil {
+		return err
+	}
+	for {
+		next, err := runWith(ctx, c, o)
+		if next == nil {
+			return err
+		}
+		c = next
+	}
+}
+
+// runWith runs one configuration. It returns the next one when a reload brought it.
+func runWith(ctx context.Context, c *config.Config, o Options) (*config.Config, error) {
+	a, err := open(ctx, c, o)
+	if err != nil {
+		return nil, err
+	}
+	defer a.close()
+	parts := a.start(ctx)
+	defer parts.stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, nil
+		case <-a.restart:
+			return nil, ErrRestart
+		case <-o.Reload:
+			if next := a.reload(ctx); next != nil {
+				return next, nil
+			}
+		}
+	}
+}
+
+// agent is the parts of one running configuration.
+type agent struct {
+	config      *config.Config
+	options     Options
+	log         *slog.Logger
+	started     time.Time
+	lock        *os.File
+	clock       *clock.Clock
+	identity    *identity.Identity
+	outbox      *outbox.Outbox
+	encoder     *encode.Encoder
+	lines       []*hw.Line
+	session     *session.Session
+	commands    *commands
+	local       *local.Server
+	restart     chan struct{} // closed by the command restart
+	restartOnce sync.Once
+}
+
+// open opens the parts from the ground up. What it opened is closed again when a later part
+// does not open.
+func open(ctx context.Context, c *config.Config, o Options) (a *agent, err error) {
+	a = &agent{config: c, options: o, log: o.Log, started: time.Now(), restart: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
+		// The outbox works without a disk and says so; a key without one says so too.
+		a.log.LogAttrs(ctx, slog.LevelError, "state directory not usable", slog.Any("err", err))
+	}
+	if a.lock, err = lockState(c.StateDir); err != nil {
+		return nil, err
+	}
+	fsys := disk.OS()
+	a.clock = clock.Open(fsys, filepath.Join(c.StateDir, "time"), o.Built, a.log)
+	if a.identity, err = identity.Open(ctx, c.Identity, a.identityOptions(fsys)); err != nil {
+		return nil, err
+	}
+	a.clock.Raise(a.identity.Current().Leaf().NotBefore)
+	if a.outbox, err = outbox.Open(fsys, filepath.Join(c.StateDir, "outbox"), c.Outbox, a.log); err != nil {
+		return nil, fmt.Errorf("opening the outbox: %w", err)
+	}
+	device := a.identity.Device()
+	if a.encoder, err = encode.New(c.Encode, c.Session.Topics.Readings, device, a.outbox.Boot()); err != nil {
+		return nil, err
+	}
+	for _, line := range c.Lines {
+		l, err := hw.New(line, a.take, a.log)
+		if err != nil {
+			return nil, err
+		}
+		a.lines = append(a.lines, l)
+	}
+	if err := a.openCommands(fsys); err != nil {
+		return nil, err
+	}
+	a.local = local.New(c.Local, local.Backend{
+		Status:  func() any { return a.status() },
+		Metrics: func(w io.Writer) { writeMetrics(w, a.status()) },
+		Command: a.commands.local,
+	}, a.log)
+	return a, a.openSession()
+}
+
+func (a *agent) identityOptions(fsys disk.FS) identity.Options {
+	return identity.Options{StateDir: a.config.StateDir, FS: fsys, Now: a.clock.Now, Log: a.log}
+}
+
+func (a *agent) openSession() (err error) {
+	a.session, err = session.New(session.Options{
+		Config:        a.config.Session,
+		Identity:      a.identity,
+		Outbox:        a.outbox,
+		Join:          a.encoder.Join,
+		Handle:        a.commands.handle,
+		Online:        a.announcement,
+		ShutdownGrace: a.config.ShutdownGrace.Std(),
+		Log:           a.log,
+	})
+	return err
+}
+
+func (a *agent) openCommands(fsys disk.FS) error {
+	j, err := journal.Open(fsys, filepath.Join(a.config.StateDir, "journal"), a.log)
+	if err != nil {
+		return fmt.Errorf("opening the journal of commands: %w", err)
+	}
+	a.commands = &commands{journal: j, clock: a.clock, log: a.log}
+	a.commands.table = map[string]command{
+		"read":    {run: a.readCommand},
+		"write":   {run: a.writeCommand, acts: true},
+		"restart": {run: a.restartCommand, acts: true},
+	}
+	return nil
+}
+
+// take is where a line hands over a poll: it is encoded and appended in one step, and the
+// same bytes go to those who watch the local API.
+func (a *agent) take(ctx context.Context, p hw.Poll) error {
+	unsynced := !a.clock.Trusted()
+	return a.outbox.Append(ctx, p.Line, func(dst []byte, seq uint64) (string, []byte) {
+		topic, payload := a.encoder.Entry(dst, seq, p, unsynced)
+		a.local.Publish(payload)
+		return topic, payload
+	})
+}
+
+// reload reads the configuration again. A different one is returned for the parts to start
+// anew with; the same one means that the certificate may have changed.
+func (a *agent) reload(ctx context.Context) *config.Config {
+	next, err := a.options.Load()
+	if err != nil {
+		a.log.LogAttrs(ctx, slog.LevelError, "configuration not reloaded", slog.Any("err", err))
+		return nil
+	}
+	if !reflect.DeepEqual(next, a.config) {
+		a.log.LogAttrs(ctx, slog.LevelInfo, "configuration changed")
+		return next
+	}
+	changed, err := a.identity.Reload(ctx)
+	switch {
+	case err != nil:
+		a.log.LogAttrs(ctx, slog.LevelError, "certificate not reloaded", slog.Any("err", err))
+	case changed:
+		a.log.LogAttrs(ctx, slog.LevelInfo, "certificate changed")
+		a.session.Rotate()
+	default:
+		a.log.LogAttrs(ctx, slog.LevelInfo, "nothing changed")
+	}
+	return nil
+}
+
+// close releases what open acquired, in the opposite order.
+func (a *agent) close() {
+	if a.outbox != nil {
+		if err := a.outbox.Close(); err != nil {
+			a.log.LogAttrs(context.Background(), slog.LevelError, "closing the outbox", slog.Any("err", err))
+		}
+	}
+	if a.commands != nil {
+		_ = a.commands.journal.Close()
+	}
+	if a.identity != nil {
+		_ = a.identity.Close()
+	}
+	if a.lock != nil {
+		_ = a.lock.Close()
+	}
+}

@@ -1,0 +1,116 @@
+// Package config reads the one configuration file, strictly: a key it does not know is an
+// error with its line, its column and the key that was probably meant. Every section's
+// struct belongs to the package that it configures; this one only reads the file into them.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"ferrule/agent/encode"
+	"ferrule/agent/enroll"
+	"ferrule/agent/identity"
+	"ferrule/agent/local"
+	"ferrule/agent/outbox"
+	"ferrule/agent/session"
+	"ferrule/hw"
+	"ferrule/internal/hint"
+	"ferrule/internal/quantity"
+)
+
+// DefaultPath is where the configuration lies unless --config says otherwise.
+const DefaultPath = "/etc/ferrule/ferrule.toml"
+
+// maxFile bounds what is read of a configuration file, in bytes.
+const maxFile = 4 << 20
+
+// Config is the whole file.
+type Config struct {
+	// Directory of everything the agent keeps: key, certificate, outbox, journal. Relative
+	// paths of other keys start here.
+	StateDir string `toml:"state_dir"`
+	// How long a stopping agent may take to have its last messages acknowledged.
+	ShutdownGrace quantity.Duration `toml:"shutdown_grace"`
+
+	Identity identity.Config `toml:"identity"`
+	Enroll   enroll.Config   `toml:"enroll"`
+	Session  session.Config  `toml:"session"`
+	Encode   encode.Config   `toml:"encode"`
+	Outbox   outbox.Config   `toml:"outbox"`
+	Local    local.Config    `toml:"local"`
+
+	Lines []hw.LineConfig `toml:"line"`
+}
+
+// Default returns the configuration of an empty file. Only lines and session.brokers have
+// no default.
+func Default() Config {
+	return Config{
+		StateDir:      "/var/lib/ferrule",
+		ShutdownGrace: quantity.Duration(defaultGrace),
+		Identity:      identity.Default(),
+		Enroll:        enroll.Default(),
+		Session:       session.Default(),
+		Encode:        encode.Default(),
+		Outbox:        outbox.Default(),
+		Local:         local.Default(),
+	}
+}
+
+// Load reads and checks the file at path. Mistakes in the file are an *Error; all of them
+// are found in one go where the file can be read at all.
+func Load(path string) (*Config, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, hint.With(fmt.Errorf("reading the configuration: %w", err),
+			"write one (docs/configuration.md has a complete example) or name it with --config")
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	if len(text) > maxFile {
+		return nil, fmt.Errorf("reading the configuration: %s is larger than %s", path, quantity.Size(maxFile))
+	}
+	return Parse(path, text)
+}
+
+// Parse is Load for a text already read; path only names it in errors.
+func Parse(path string, text []byte) (*Config, error) {
+	c := Default()
+	if err := decode(path, text, &c); err != nil {
+		return nil, err
+	}
+	if err := c.validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &c, nil
+}
+
+// validate checks what no single section can see, then asks every section.
+func (c *Config) validate() error {
+	var problems []error
+	names := make(map[string]bool)
+	ports := make(map[string]string)
+	for _, line := range c.Lines {
+		if names[line.Name] {
+			problems = append(problems, fmt.Errorf("two lines are called %q", line.Name))
+		}
+		if other, taken := ports[line.Port]; taken {
+			problems = append(problems, fmt.Errorf("lines %q and %q share the port %s; units on one port belong to one line",
+				other, line.Name, line.Port))
+		}
+		names[line.Name], ports[line.Port] = true, line.Name
+		problems = append(problems, line.Validate())
+	}
+	if len(c.Lines) == 0 {
+		problems = append(problems, hint.With(errors.New("no [[line]] is configured"),
+			"add one; ferrule ports lists the serial ports of this machine"))
+	}
+	problems = append(problems, c.Identity.Validate(), c.Enroll.Validate(), c.Session.Validate(),
+		c.Encode.Validate(), c.Outbox.Validate())
+	return errors.Join(problems...)
+}

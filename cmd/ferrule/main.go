@@ -1,0 +1,152 @@
+// Command ferrule is the mTLS agent for IoT gateways. It only parses, prints and turns
+// errors into exit codes; the agent itself is in package agent.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"ferrule/agent/config"
+)
+
+// The build sets these: -ldflags "-X main.version=1.2.3 -X main.built=2026-11-21T00:00:00Z".
+var (
+	version = "devel"
+	built   = ""
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// command is one row of the command line.
+type command struct {
+	name    string
+	args    string
+	summary string
+	run     func(ctx context.Context, e *env) error
+}
+
+// table is the whole command line, in the order that help shows.
+func table() []command {
+	return []command{
+		{"run", "", "run the agent", runAgent},
+		{"check", "", "read the configuration strictly; print plan, cost and load of every line", runCheck},
+		{"enroll", "[--token T]", "create the key in the TPM and obtain the certificate", runEnroll},
+		{"status", "[--json]", "ask the running agent", runStatus},
+		{"read", "LINE UNIT AT TYPE", "read one value once, in every byte order", runRead},
+		{"write", "LINE UNIT POINT VALUE", "write one value and read it back", runWrite},
+		{"ports", "[--json]", "list serial ports with their stable names; opens none", runPorts},
+		{"version", "[--json]", "version, and with --json the bill of materials", runVersion},
+	}
+}
+
+// env is what a command gets: its flags, its arguments and where to print.
+type env struct {
+	flags          *flag.FlagSet
+	stdout, stderr io.Writer
+	configPath     string
+	json           bool
+	token          string
+	force          bool
+	log            string
+	verbose        bool
+}
+
+func newEnv(c command, stdout, stderr io.Writer) *env {
+	e := &env{flags: flag.NewFlagSet("ferrule "+c.name, flag.ContinueOnError), stdout: stdout, stderr: stderr}
+	e.flags.SetOutput(io.Discard) // mistakes are printed once, in our own form
+	e.flags.StringVar(&e.configPath, "config", config.DefaultPath, "the configuration `file`")
+	switch c.name {
+	case "status", "ports", "version", "check", "read":
+		e.flags.BoolVar(&e.json, "json", false, "print JSON for machines")
+	case "enroll":
+		e.flags.StringVar(&e.token, "token", "", "the one-time `token` of the registrar; - reads it from standard input")
+		e.flags.BoolVar(&e.force, "force", false, "enroll again although the certificate is valid")
+	case "run":
+		e.flags.StringVar(&e.log, "log", "text", "form of the log: text or json")
+		e.flags.BoolVar(&e.verbose, "verbose", false, "log details too")
+	}
+	return e
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
+		usage(stdout)
+		return exitDone
+	}
+	for _, c := range table() {
+		if c.name == args[0] {
+			return runCommand(ctx, c, args[1:], stdout, stderr)
+		}
+	}
+	fmt.Fprintf(stderr, "ferrule: error: there is no command %q\nferrule: hint: run: ferrule help\n", args[0])
+	return exitUsage
+}
+
+func runCommand(ctx context.Context, c command, args []string, stdout, stderr io.Writer) int {
+	e := newEnv(c, stdout, stderr)
+	err := parseFlags(e.flags, args)
+	if errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintf(stdout, "ferrule %s %s\n  %s\n\n", c.name, c.args, c.summary)
+		e.flags.SetOutput(stdout)
+		e.flags.PrintDefaults()
+		return exitDone
+	}
+	if err == nil && e.flags.NArg() != strings.Count(c.args, " ")+1 && isPositional(c.args) {
+		err = fmt.Errorf("%s needs %s", c.name, c.args)
+	}
+	if err == nil && e.flags.NArg() > 0 && !isPositional(c.args) {
+		err = fmt.Errorf("%s takes no argument %q", c.name, e.flags.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "ferrule: error: %v\nferrule: hint: usage: ferrule %s [--config F] %s\n", err, c.name, c.args)
+		return exitUsage
+	}
+	return report(stderr, c.run(ctx, e))
+}
+
+func isPositional(args string) bool { return args != "" && !strings.HasPrefix(args, "[") }
+
+// parseFlags accepts flags before, between and after the arguments, as people type them. A
+// negative number, as in "ferrule write l u p -5", is an argument.
+func parseFlags(flags *flag.FlagSet, args []string) error {
+	var positional []string
+	for {
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		rest := flags.Args()
+		for len(rest) > 0 && (!strings.HasPrefix(rest[0], "-") || isNumber(rest[0])) {
+			positional, rest = append(positional, rest[0]), rest[1:]
+		}
+		if len(rest) == 0 {
+			return flags.Parse(append([]string{"--"}, positional...))
+		}
+		args = rest
+	}
+}
+
+func isNumber(s string) bool {
+	var f float64
+	n, err := fmt.Sscanf(s, "%g", &f)
+	return n == 1 && err == nil
+}
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, "ferrule joins the serial lines of an IoT gateway to the cloud, with its key in the TPM.\n\nusage: ferrule COMMAND [--config F] …\n\n")
+	for _, c := range table() {
+		fmt.Fprintf(w, "  %-8s %-22s %s\n", c.name, c.args, c.summary)
+	}
+	fmt.Fprintf(w, "\n--config defaults to %s. More: docs/ and ferrule COMMAND --help.\n", config.DefaultPath)
+}

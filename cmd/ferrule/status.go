@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"ferrule/agent"
+	"ferrule/agent/identity"
+	"ferrule/agent/local"
+	"ferrule/agent/outbox"
+	"ferrule/agent/session"
+	"ferrule/hw"
+)
+
+func runStatus(ctx context.Context, e *env) error {
+	c, err := loadConfig(e)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, valueTimeout)
+	defer cancel()
+	text, err := local.Dial(c.Local.Socket).Status(ctx)
+	if err != nil {
+		return withCode(exitSession, err)
+	}
+	if e.json {
+		_, err = e.stdout.Write(text)
+		return err
+	}
+	var s agent.Status
+	if err := json.Unmarshal(text, &s); err != nil {
+		return fmt.Errorf("reading the agent's status: %w", err)
+	}
+	return printStatus(e.stdout, s)
+}
+
+// printStatus prints the status for people: what is wrong first in each part, figures after.
+func printStatus(w io.Writer, s agent.Status) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(table, "device\t%s\n", s.Device)
+	fmt.Fprintf(table, "agent\t%s, boot %d, up %s\n", s.Version, s.Boot, since(s.Clock.Now, s.Started))
+	if !s.Clock.Trusted {
+		fmt.Fprintf(table, "clock\tnot synchronised: readings are marked unsynced\n")
+	}
+	printIdentity(table, s.Identity)
+	printSession(table, s.Session, s.Clock.Now)
+	printOutbox(table, s.Outbox)
+	for _, line := range s.Lines {
+		printLine(table, line)
+	}
+	return table.Flush()
+}
+
+func printIdentity(w io.Writer, s identity.Status) {
+	if s.Weak {
+		fmt.Fprintf(w, "identity\tWEAK: the key is a file that can be copied (%s)\n", s.Key)
+	} else {
+		fmt.Fprintf(w, "identity\tkey %s\n", s.Key)
+	}
+	if s.TPM != nil {
+		fmt.Fprintf(w, "\tTPM %s %s at %s, lockout counter %d, %s\n",
+			s.TPM.Vendor, s.TPM.Firmware, s.TPM.Path, s.TPM.LockoutCounter, commandCounts(s.TPM.Commands))
+	}
+	fmt.Fprintf(w, "certificate\t%d days left, until %s, issued by %s\n",
+		s.DaysLeft, s.NotAfter.Format(time.DateOnly), s.Issuer)
+}
+
+// commandCounts lists TPM commands, the most frequent first.
+func commandCounts(counts map[string]uint64) string {
+	names := make([]string, 0, len(counts))
+	for name := range counts {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		if counts[a] != counts[b] {
+			return int(counts[b]) - int(counts[a])
+		}
+		return strings.Compare(a, b)
+	})
+	var parts []string
+	for _, name := range names {
+		parts = append(parts, fmt.Sprintf("%d %s", counts[name], name))
+	}
+	return strings.Join(parts, ", ")
+}
+
+func printSession(w io.Writer, s session.Status, now time.Time) {
+	switch {
+	case s.Stage == session.StageUp:
+		fmt.Fprintf(w, "session\tup for %s to %s (%s), %s\n", since(now, s.Since), s.Broker, s.Address, s.TLSVersion)
+	default:
+		fmt.Fprintf(w, "session\t%s\n", s.Stage)
+	}
+	fmt.Fprintf(w, "\t%d published, %d acknowledged, %d sent again, %d connections\n", s.Published, s.Acked, s.Resent, s.Connects)
+	if f := s.LastFailure; f != nil {
+		fmt.Fprintf(w, "\tlast failure %s ago at %s: %s\n", since(now, f.At), f.Stage, f.Text)
+		if f.Hint != "" {
+			fmt.Fprintf(w, "\thint: %s\n", f.Hint)
+		}
+	}
+}
+
+func printOutbox(w io.Writer, s outbox.Status) {
+	if s.Problem != "" {
+		fmt.Fprintf(w, "outbox\tPROBLEM: %s\n\t", s.Problem)
+	} else {
+		fmt.Fprint(w, "outbox\t")
+	}
+	fmt.Fprintf(w, "%d waiting, oldest %s, %s; %d dropped, %d damaged, %d set aside; %s written to disk\n",
+		s.Depth, time.Duration(s.OldestAge*float64(time.Second)).Round(time.Millisecond), bytes(s.Bytes),
+		s.Dropped, s.Damaged, s.SetAside, bytes(s.WrittenBytes))
+}
+
+func printLine(w io.Writer, s hw.Status) {
+	fmt.Fprintf(w, "line %s\t%s, %s %s, %d polls, load %.1f %%%s\n", s.Name, s.State, s.Port, s.Settings, s.Polls, s.LoadPercent, errorCounts(s.Errors))
+	for _, unit := range s.Units {
+		fmt.Fprintf(w, "  %s\t%s, %d polls%s", unit.Name, unit.State, unit.Polls, errorCounts(unit.Errors))
+		if unit.LastError != "" {
+			fmt.Fprintf(w, ", last error: %s", unit.LastError)
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+func errorCounts(counts map[string]uint64) string {
+	if len(counts) == 0 {
+		return ", no errors"
+	}
+	return ", errors: " + commandCounts(counts)
+}
+
+func since(now, then time.Time) time.Duration { return now.Sub(then).Round(time.Second) }
+
+func bytes(n int64) string {
+	switch {
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}
