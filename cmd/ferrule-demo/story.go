@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// cycle is how long one cut and one kill take when the demo has no end, and about that long
+// when it has one.
+const cycle = 30 * time.Second
+
+// perform tells the story: the scene, enrollment, the session, the acts, the end.
+func (d *demo) perform(ctx context.Context) error {
+	d.scene()
+	if err := d.enroll(ctx); err != nil {
+		return err
+	}
+	d.world.ledger.tell(listener{d.screen, d.world, &d.signsBefore})
+	if err := d.firstReading(); err != nil {
+		return err
+	}
+	defer d.watch()()
+	if err := d.acts(ctx); err != nil {
+		return err
+	}
+	return d.finish()
+}
+
+func (d *demo) heading(n int, text string) {
+	d.screen.line(normal, "")
+	d.screen.line(bold, "%d  %s", n, text)
+}
+
+func (d *demo) item(name, format string, args ...any) {
+	d.screen.line(normal, "   %s  %s", d.screen.paint(dim, fmt.Sprintf("%-10s", name)), fmt.Sprintf(format, args...))
+}
+
+// scene names what was built.
+func (d *demo) scene() {
+	w := d.world
+	d.screen.line(bold, "Ferrule: two meters ─ RS-485 ─ agent, key in a TPM ═ mutual TLS ═ MQTT broker")
+	d.heading(1, "The world, all of it on loopback and in "+w.dir)
+	d.item("broker", "mqtts://%s, client certificates required, writes a ledger before each PUBACK", w.broker.Address())
+	d.item("registrar", "https://%s, one-time tokens", w.registrar)
+	if w.weak() {
+		d.item("TPM", "%s", d.screen.paint(bad, "NONE: swtpm is missing, the key will be a file. WEAK: whoever reads the disk can copy it"))
+		d.item("", "%s", "install it: apt-get install swtpm")
+	} else {
+		d.item("TPM", "swtpm, a TPM 2.0 in software; each command on its socket is counted")
+	}
+	var units []string
+	for _, m := range w.meters {
+		units = append(units, fmt.Sprintf("%s (address %d)", m.name, m.unit.Address()))
+	}
+	d.item("line", "%s, Modbus RTU at %s: %s", w.wire.Path(), lineSettings, strings.Join(units, ", "))
+	d.item("agent", "%s, a process of its own; a poll of each meter every %v", d.program.path, d.every)
+}
+
+// enroll has the agent make its key and fetch its certificate.
+func (d *demo) enroll(ctx context.Context) error {
+	d.heading(2, "ferrule enroll: a key in the TPM, a one-time token, a certificate")
+	token, err := d.world.ca.AddToken(device, time.Minute)
+	if err != nil {
+		return fmt.Errorf("making a token: %w", err)
+	}
+	said, err := d.program.enroll(ctx, token)
+	if err != nil {
+		return err
+	}
+	for _, line := range strings.Split(strings.TrimSpace(said), "\n") {
+		d.screen.line(normal, "   %s", line)
+	}
+	d.enrollment = d.counters()
+	if !d.world.weak() {
+		d.item("TPM", "%d commands, of these %d Sign (the certificate request)", d.enrollment.commands, d.enrollment.signs)
+	}
+	return nil
+}
+
+// firstReading starts the agent and waits until the broker has an entry of each meter.
+func (d *demo) firstReading() error {
+	d.heading(3, "ferrule run: what the broker receives")
+	if err := d.start(); err != nil {
+		return err
+	}
+	err := d.until("the first readings", func() bool {
+		for _, u := range tally(d.evidence()).units {
+			if u.received == 0 {
+				return false
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	return d.learnKey()
+}
+
+// acts cuts the network and kills the agent, once in a demo of about 30 seconds, again and
+// again in a longer one, until its time is over or ctx ends.
+func (d *demo) acts(ctx context.Context) error {
+	end := d.screen.started.Add(d.length)
+	for ctx.Err() == nil {
+		length := cycle
+		if d.length > 0 {
+			left := time.Until(end)
+			if left <= cycle/3 && len(d.kills) > 0 {
+				break
+			}
+			length = left / max(1, (left+cycle/2)/cycle)
+		}
+		if err := d.cutNetwork(ctx, length); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		if err := d.killAgent(ctx, length); err != nil {
+			return err
+		}
+	}
+	if d.length > 0 {
+		pause(ctx, end)
+	}
+	return nil
+}
+
+// share is a part of length in per cent, at most so many seconds.
+func share(length time.Duration, percent, most int) time.Duration {
+	return min(length*time.Duration(percent)/100, time.Duration(most)*time.Second)
+}
+
+// cutNetwork takes the network away for some seconds. Readings wait, and come in order when
+// it is back.
+func (d *demo) cutNetwork(ctx context.Context, length time.Duration) error {
+	pause(ctx, time.Now().Add(share(length, 15, 6)))
+	away := share(length, 16, 5)
+	d.screen.event(act, "━━ the network is cut for %.1f s: connections broken, new ones refused", away.Seconds())
+	d.world.broker.Cut()
+	before := d.counters()
+	pause(ctx, time.Now().Add(away))
+	waiting := d.waiting()
+	d.world.broker.Mend()
+	d.screen.event(act, "━━ the network is back; %d readings wait for the agent's next attempt", len(waiting))
+	if err := d.until("the backlog", d.drained); err != nil {
+		return err
+	}
+	spent := d.counters().minus(before)
+	d.screen.event(good, "━━ %d of %d that waited have come, lost %d%s", d.world.ledger.has(waiting), len(waiting), d.owed(), d.price(spent))
+	return nil
+}
+
+// price says what the reconnect has cost.
+func (d *demo) price(spent counters) string {
+	text := fmt.Sprintf("; handshakes: %d full, %d resumed", spent.full, spent.resumed)
+	if !d.world.weak() {
+		text += fmt.Sprintf("; TPM Sign: %d", spent.signs)
+	}
+	return text
+}
+
+// killAgent kills the agent while the network is away, so that what waits has no other place
+// than the agent's disk, and starts it again.
+func (d *demo) killAgent(ctx context.Context, length time.Duration) error {
+	pause(ctx, time.Now().Add(share(length, 10, 4)))
+	d.screen.event(act, "━━ the network is cut again, and this time the agent will not live to see it back")
+	d.world.broker.Cut()
+	pause(ctx, time.Now().Add(share(length, 12, 4)))
+	waiting := d.waiting()
+	pid := d.process.Process.Pid
+	k := kill{at: d.process.kill()}
+	d.ended("kill -9")
+	older := 0
+	for older < len(waiting) && waiting[older].at.Before(k.at.Add(-syncWithin)) {
+		older++
+	}
+	d.screen.event(act, "━━ kill -9 of process %d with %d readings waiting, %d of them longer than %v", pid, len(waiting), older, syncWithin)
+	pause(ctx, time.Now().Add(share(length, 5, 1)))
+	d.world.broker.Mend()
+	before := d.counters()
+	k.restarted = time.Now()
+	d.kills = append(d.kills, k)
+	if err := d.start(); err != nil {
+		return err
+	}
+	d.screen.event(act, "━━ the network is back and the agent is started again, process %d", d.process.Process.Pid)
+	if err := d.until("the backlog", func() bool { return d.drained() && d.counters() != before }); err != nil {
+		return err
+	}
+	spent := d.counters().minus(before)
+	d.screen.event(good, "━━ of those older than %v %d of %d have come, of the younger %d of %d%s", syncWithin,
+		d.world.ledger.has(waiting[:older]), older, d.world.ledger.has(waiting[older:]), len(waiting)-older, d.price(spent))
+	return nil
+}
+
+// finish stops the agent between two polls and lets it drain.
+func (d *demo) finish() error {
+	d.world.broker.Mend()
+	if err := d.until("the last readings", func() bool { return d.drained() && d.betweenPolls() }); err != nil {
+		return err
+	}
+	d.screen.event(act, "━━ the agent is stopped by SIGTERM: it drains, says good-bye and ends")
+	d.stopped = time.Now()
+	if err := d.process.stop(); err != nil {
+		return err
+	}
+	d.ended("SIGTERM")
+	return nil
+}
