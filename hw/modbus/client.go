@@ -59,6 +59,8 @@ const (
 	// writeOff is the age, from its sending, at which a request that neither an answer nor a
 	// barrier settled counts as lost, if the unit sent nothing meanwhile.
 	writeOff = 10 * time.Second
+	// patience is how long a barrier is waited for before another is sent.
+	patience = time.Second
 	// maxDrain bounds the silence waited for after a failure.
 	maxDrain = 250 * time.Millisecond
 	// slice is the longest wait that does not look at the context.
@@ -278,9 +280,13 @@ func (c *Client) barrier(ctx context.Context, u *unit, r *Request, d *debt) erro
 	for b.Count > 1 && int(b.Address)+int(b.Count) > 65_536 {
 		b.Address--
 	}
-	c.stats.Barriers++
-	own := debtOf(&b)
-	_, err := c.transact(ctx, u, &b, &own, *d)
+	own, err := debtOf(&b), error(nil)
+	if u.debts.last(&own) && c.now().Sub(u.debts.newest().sent) < patience {
+		err = c.listen(ctx, u, *d)
+	} else {
+		c.stats.Barriers++
+		_, err = c.transact(ctx, u, &b, &own, *d)
+	}
 	if errors.Is(err, ErrCRC) || errors.Is(err, ErrMismatch) {
 		err = ErrTimeout // r itself was never sent, so nothing of its answer was seen
 	}
@@ -291,6 +297,19 @@ func (c *Client) barrier(ctx context.Context, u *unit, r *Request, d *debt) erro
 		return err
 	}
 	return c.hush(ctx)
+}
+
+// listen waits, as transact does, but for the barrier that is already under way: one sent on top of
+// it would only make a slow unit slower.
+func (c *Client) listen(ctx context.Context, u *unit, awaiting debt) error {
+	none := debt{sent: c.now()} // that no frame settles
+	c.rd, c.wr = 0, 0
+	c.heard, c.fault = true, ErrTimeout
+	_, err := c.receive(ctx, u, &none, awaiting)
+	if u.debts.blocks(&awaiting) {
+		c.stats.Timeouts++
+	}
+	return err
 }
 
 // learnEcho finds out whether the adapter returns what is sent, by a read: the answer to a write of

@@ -74,8 +74,8 @@ func (b *debts) room(d *debt) bool {
 
 func (b *debts) add(d debt) {
 	if b.last(&d) {
-		b.list[b.n-1].times++
-		b.list[b.n-1].sent = d.sent
+		b.newest().times++
+		b.newest().sent = d.sent
 		return
 	}
 	if b.n < len(b.list) {
@@ -90,8 +90,10 @@ func (b *debts) drop(n int) {
 	b.n -= n
 }
 
+func (b *debts) newest() *debt { return &b.list[b.n-1] }
+
 // last tells whether d is like the newest debt, and so takes no room.
-func (b *debts) last(d *debt) bool { return b.n > 0 && b.list[b.n-1].like(d) }
+func (b *debts) last(d *debt) bool { return b.n > 0 && b.newest().like(d) }
 
 // settle takes off the earliest request that the frame can answer, and all before it.
 func (b *debts) settle(frame []byte) bool {
