@@ -64,6 +64,7 @@ func descriptors() map[int]bool {
 			open[fd] = true
 		}
 	}
+	delete(open, int(dir.Fd())) // soon to be somebody else's number
 	return open
 }
 

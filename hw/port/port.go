@@ -161,8 +161,11 @@ func (p *Port) Read(b []byte) (int, error) {
 		return 0, nil
 	}
 	n, err := p.file.Read(b)
-	if n > 0 || err == nil {
+	switch {
+	case n > 0 || err == nil:
 		return n, nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return 0, os.ErrDeadlineExceeded // bare, as it is no fault
 	}
 	return 0, p.ioError("reading", err)
 }
@@ -207,10 +210,17 @@ func (p *Port) ioError(doing string, err error) error {
 }
 
 // SetReadDeadline bounds Read; the zero time is no bound.
-func (p *Port) SetReadDeadline(t time.Time) error { return p.file.SetReadDeadline(t) }
+func (p *Port) SetReadDeadline(t time.Time) error { return p.deadline(p.file.SetReadDeadline(t)) }
 
 // SetWriteDeadline bounds Write; the zero time is no bound.
-func (p *Port) SetWriteDeadline(t time.Time) error { return p.file.SetWriteDeadline(t) }
+func (p *Port) SetWriteDeadline(t time.Time) error { return p.deadline(p.file.SetWriteDeadline(t)) }
+
+func (p *Port) deadline(err error) error {
+	if err != nil { // the poller has an error of its own for a closed file, and fails for no other reason
+		return p.ioError("setting a deadline of", ErrClosed)
+	}
+	return nil
+}
 
 // Flush throws away what has arrived and not been read, and what was written and not sent.
 func (p *Port) Flush() error { return p.discard(unix.TCIOFLUSH) }
