@@ -250,8 +250,7 @@ func ResponseLength(p []byte) int {
 	return -1
 }
 
-// responseData is how many bytes of data a good answer to r carries, and responseLength how long
-// the answer is.
+// responseData is how many bytes of data a good answer to a read carries.
 func (r *Request) responseData() int {
 	switch r.Function {
 	case ReadCoils, ReadDiscreteInputs:
@@ -260,16 +259,6 @@ func (r *Request) responseData() int {
 		return 2 * int(r.Count)
 	}
 	return 0
-}
-
-func (r *Request) responseLength() int {
-	switch r.Function {
-	case WriteSingleCoil, WriteSingleRegister, WriteCoils, WriteRegisters:
-		return 8
-	case MaskWriteRegister:
-		return 10
-	}
-	return 5 + r.responseData()
 }
 
 // DecodeResponse reads a whole frame as the answer to req: unit, function, byte count, what an
