@@ -101,10 +101,10 @@ func StartBroker(c BrokerConfig) (*Broker, error) {
 func (b *Broker) Address() string { return b.gate.Addr().String() }
 
 // Cut breaks every connection and refuses new ones until Mend.
-func (b *Broker) Cut() { b.gate.set(true) }
+func (b *Broker) Cut() { b.gate.shut() }
 
 // Mend lets clients connect again.
-func (b *Broker) Mend() { b.gate.set(false) }
+func (b *Broker) Mend() error { return b.gate.reopen() }
 
 // Publish sends a message to whoever has subscribed, at QoS 1.
 func (b *Broker) Publish(topic string, payload []byte, retain bool) error {

@@ -1,20 +1,25 @@
 package agenttest
 
 import (
+	"context"
 	"crypto/tls"
 	"net"
 	"sync"
+	"time"
 )
 
-// gate is a listener whose network can be cut: open connections break and new ones are
-// closed at once, as long as it is shut.
+// gate is a listener whose network can be cut: open connections break, and as long as it is
+// shut nobody listens. Accepting a connection only to break it would be another trouble:
+// crypto/tls gives up its session ticket when a handshake ends like that.
 type gate struct {
-	net.Listener
-	tls *tls.Config
+	address net.Addr
+	tls     *tls.Config
 
-	mu   sync.Mutex
-	shut bool
-	live map[*gateConn]struct{}
+	mu       sync.Mutex
+	changed  sync.Cond    // listener or closed
+	listener net.Listener // nil: shut
+	closed   bool
+	live     map[*gateConn]struct{}
 }
 
 type gateConn struct {
@@ -23,45 +28,115 @@ type gateConn struct {
 }
 
 func newGate(listener net.Listener, config *tls.Config) *gate {
-	return &gate{Listener: listener, tls: config, live: make(map[*gateConn]struct{})}
+	g := &gate{address: listener.Addr(), tls: config, listener: listener, live: make(map[*gateConn]struct{})}
+	g.changed.L = &g.mu
+	return g
 }
+
+// Addr is where the gate listens when it is open.
+func (g *gate) Addr() net.Addr { return g.address }
 
 // Accept returns the next connection, as a TLS server whose handshake is still to come.
 func (g *gate) Accept() (net.Conn, error) {
 	for {
-		raw, err := g.Listener.Accept()
+		listener, err := g.open()
 		if err != nil {
 			return nil, err
 		}
-		conn := &gateConn{Conn: raw, gate: g}
-		if g.enter(conn) {
-			return tls.Server(conn, g.tls), nil
+		raw, err := listener.Accept()
+		if err == nil {
+			conn := &gateConn{Conn: raw, gate: g}
+			if g.enter(conn, listener) {
+				return tls.Server(conn, g.tls), nil
+			}
+			reset(raw)
+		} else if g.is(listener) {
+			return nil, err
 		}
-		reset(raw)
 	}
 }
 
-func (g *gate) enter(c *gateConn) bool {
+// open waits until the gate is.
+func (g *gate) open() (net.Listener, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.shut {
-		g.live[c] = struct{}{}
+	for g.listener == nil && !g.closed {
+		g.changed.Wait()
 	}
-	return !g.shut
+	if g.closed {
+		return nil, net.ErrClosed
+	}
+	return g.listener, nil
 }
 
-// set shuts or opens the gate. Shutting it breaks every open connection.
-func (g *gate) set(shut bool) {
+// is reports whether listener is still the one to accept from.
+func (g *gate) is(listener net.Listener) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.shut = shut
-	if !shut {
-		return
+	return g.listener == listener
+}
+
+func (g *gate) enter(c *gateConn, listener net.Listener) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.listener != listener {
+		return false
+	}
+	g.live[c] = struct{}{}
+	return true
+}
+
+// shut ends listening and breaks every open connection.
+func (g *gate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.listener != nil {
+		_ = g.listener.Close()
+		g.listener = nil
 	}
 	for c := range g.live {
 		reset(c.Conn)
 	}
 	clear(g.live)
+}
+
+// reopenTime is how long another connection of this machine may happen to hold the port.
+const reopenTime = 5 * time.Second
+
+// reopen listens again, at the same address.
+func (g *gate) reopen() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.listener != nil || g.closed {
+		return nil
+	}
+	var config net.ListenConfig
+	until := time.Now().Add(reopenTime)
+	for {
+		listener, err := config.Listen(context.Background(), "tcp", g.address.String())
+		if err == nil {
+			g.listener = listener
+			g.changed.Broadcast()
+			return nil
+		}
+		if time.Now().After(until) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// Close ends the gate, but not the connections.
+func (g *gate) Close() (err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.listener != nil {
+		err = g.listener.Close()
+		g.listener = nil
+	}
+	g.closed = true
+	g.changed.Broadcast()
+	return err
 }
 
 // reset ends a connection as a broken network does: without a farewell.
