@@ -143,7 +143,9 @@ func (d *demo) cutNetwork(ctx context.Context, length time.Duration) error {
 	before := d.counters()
 	pause(ctx, time.Now().Add(away))
 	waiting := d.waiting()
-	d.world.broker.Mend()
+	if err := d.world.broker.Mend(); err != nil {
+		return err
+	}
 	d.screen.event(act, "━━ the network is back; %d readings wait for the agent's next attempt", len(waiting))
 	if err := d.until("the backlog", d.drained); err != nil {
 		return err
@@ -179,7 +181,9 @@ func (d *demo) killAgent(ctx context.Context, length time.Duration) error {
 	}
 	d.screen.event(act, "━━ kill -9 of process %d with %d readings waiting, %d of them longer than %v", pid, len(waiting), older, syncWithin)
 	pause(ctx, time.Now().Add(share(length, 5, 1)))
-	d.world.broker.Mend()
+	if err := d.world.broker.Mend(); err != nil {
+		return err
+	}
 	before := d.counters()
 	k.restarted = time.Now()
 	d.kills = append(d.kills, k)
@@ -198,7 +202,6 @@ func (d *demo) killAgent(ctx context.Context, length time.Duration) error {
 
 // finish stops the agent between two polls and lets it drain.
 func (d *demo) finish() error {
-	d.world.broker.Mend()
 	if err := d.until("the last readings", func() bool { return d.drained() && d.betweenPolls() }); err != nil {
 		return err
 	}
