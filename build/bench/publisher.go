@@ -20,9 +20,13 @@ import (
 	"ferrule/internal/disk"
 )
 
-// outboxBytes bounds what may wait. It is small, and appending blocks, so that the load is as
-// pipelined as the feeder's is and nothing gets as old as the outbox's sync.
-const outboxBytes = 1 << 20
+// A healthy session is measured: the load keeps the window full, and nothing gets as old as the
+// outbox's sync. So many entries may wait before the next portion is appended.
+const (
+	aheadPlain   = 2_000
+	aheadBatched = 8_000 // a window of full batches, and as much again
+	portion      = 1_000
+)
 
 // carrier is what the child process runs: the agent's outbox and session, and nothing else.
 type carrier struct {
@@ -65,7 +69,7 @@ func (c *carrier) run(ctx context.Context) error {
 		return err
 	}
 	defer id.Close()
-	out, err := c.open(fsys, log)
+	out, err := outbox.Open(fsys, filepath.Join(c.state, "outbox"), outbox.Default(), log)
 	if err != nil {
 		return err
 	}
@@ -85,12 +89,6 @@ func (c *carrier) run(ctx context.Context) error {
 	}
 	fmt.Println("session up")
 	return c.load(ctx, out)
-}
-
-func (c *carrier) open(fsys disk.FS, log *slog.Logger) (*outbox.Outbox, error) {
-	config := outbox.Default()
-	config.MaxBytes, config.WhenFull = outboxBytes, outbox.Block
-	return outbox.Open(fsys, filepath.Join(c.state, "outbox"), config, log)
 }
 
 func (c *carrier) session(id *identity.Identity, out *outbox.Outbox, log *slog.Logger) (*session.Session, error) {
@@ -117,7 +115,16 @@ func (c *carrier) load(ctx context.Context, out *outbox.Outbox) error {
 		return err
 	}
 	encode := func(dst []byte, seq uint64) (string, []byte) { return "bench/ours", appendEntry(dst, seq) }
-	for range c.messages {
+	ahead := aheadPlain
+	if c.batch {
+		ahead = aheadBatched
+	}
+	for done := 0; done < c.messages; done++ {
+		if done%portion == 0 {
+			if err := until(ctx, func() bool { return out.Status().Depth <= ahead }); err != nil {
+				return fmt.Errorf("waiting for the broker: %w: %+v", err, out.Status())
+			}
+		}
 		if err := out.Append(ctx, "bench", encode); err != nil {
 			return fmt.Errorf("appending: %w", err)
 		}
