@@ -1,6 +1,7 @@
 package session
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -30,6 +31,7 @@ type conn struct {
 	inner        net.Conn
 	writeTimeout time.Duration
 	guard        *guard
+	quickAck     quickAck
 	start        time.Time
 
 	lastIn  atomic.Int64  // when bytes came, in nanoseconds since start
@@ -44,8 +46,12 @@ type conn struct {
 	expected int // announced PUBLISH packets that were not written yet
 }
 
+// newConn wraps a TLS connection, or anything else in a test.
 func newConn(inner net.Conn, maxInbound int64, writeTimeout time.Duration) *conn {
 	c := &conn{inner: inner, writeTimeout: writeTimeout, start: time.Now(), ponged: make(chan struct{}, 1)}
+	if secure, ok := inner.(*tls.Conn); ok {
+		c.quickAck = newQuickAck(secure.NetConn())
+	}
 	c.guard = newGuard(readerFunc(c.receive), maxInbound, c.packet)
 	return c
 }
@@ -58,6 +64,7 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 func (c *conn) receive(p []byte) (int, error) {
 	n, err := c.inner.Read(p)
 	if n > 0 {
+		c.quickAck.now()
 		c.lastIn.Store(int64(time.Since(c.start)))
 	}
 	return n, err
