@@ -22,7 +22,8 @@ deps: ## install the Debian packages that tests and benchmarks need; say which
 
 demo: ## the whole loop on this machine; DEMO_FOR=30s ends by itself with a tally
 	@build/deps.sh demo || echo "demo: going on with what there is"
-	@$(GO) run ./cmd/ferrule-demo
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/ferrule ./cmd/ferrule-demo
+	@bin/ferrule-demo
 
 test: deps check race test-arm test-arm64 ## everything that must hold: checks, tests with -race, tests on ARM
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ type demo struct {
 	process    *process // nil: the agent does not run
 	before     counters // when it started
 	lives      []life
+	cuts       int // of the network, while the agent lived on
 	kills      []kill
 	stopped    time.Time
 	enrollment counters
@@ -118,11 +120,11 @@ func (d *demo) evidence() evidence {
 	return e
 }
 
-// owed is how many polls have still to reach the broker.
-func (d *demo) owed() int { return tally(d.evidence()).lost() }
+// patience is how long the demo waits for what should take moments; the agent's back-off after
+// a cut may take several seconds.
+const patience = time.Minute
 
-// patience is how long the demo waits for something that should take moments.
-const patience = 90 * time.Second
+var errLate = errors.New("it did not come in time")
 
 // until waits for done, as long as the agent lives.
 func (d *demo) until(what string, done func() bool) error {
@@ -136,7 +138,7 @@ func (d *demo) until(what string, done func() bool) error {
 		case <-d.process.exited:
 			return d.program.died(d.process)
 		case <-limit.C:
-			return hint.With(fmt.Errorf("waiting for %s: not within %v", what, patience), "the agent's last words:\n"+d.program.lastWords())
+			return hint.With(fmt.Errorf("waiting %v for %s: %w", patience, what, errLate), "the agent's last words:\n"+d.program.lastWords())
 		}
 	}
 	return nil

@@ -140,6 +140,25 @@ func (l *ledger) again() int {
 	return len(l.arrivals) - len(l.seen)
 }
 
+// boot is the highest that was seen.
+func (l *ledger) boot() (highest uint64) {
+	for _, a := range l.list() {
+		highest = max(highest, a.boot)
+	}
+	return highest
+}
+
+// heardSince counts the units of which an entry of a later boot came.
+func (l *ledger) heardSince(boot uint64) int {
+	units := make(map[string]bool)
+	for _, a := range l.list() {
+		if a.boot > boot {
+			units[a.unit] = true
+		}
+	}
+	return len(units)
+}
+
 // has tells how many of these polls came.
 func (l *ledger) has(polls []poll) int {
 	l.mu.Lock()

@@ -16,11 +16,10 @@ type listener struct {
 }
 
 func (l listener) entry(a arrival, again bool, waited time.Duration) {
-	text := fmt.Sprintf("%s  %s  no answer", a.unit, l.screen.paint(dim, fmt.Sprintf("seq %3d", a.seq)))
+	text := fmt.Sprintf("%s  %s  no answer", a.unit, l.screen.paint(dim, fmt.Sprintf("seq %d", a.seq)))
 	if a.count > 0 {
-		text = fmt.Sprintf("%s  %s  %5.1f V  %5.2f A  %6.1f W  %9.4f kWh", a.unit,
-			l.screen.paint(dim, fmt.Sprintf("poll %3d  seq %3d", a.count, a.seq)),
-			a.values.voltage, a.values.current, a.values.power, a.values.energy)
+		text = fmt.Sprintf("%s  #%-4d %5.1f V  %5.2f A  %6.1f W  %8.4f kWh  %s", a.unit, a.count,
+			a.values.voltage, a.values.current, a.values.power, a.values.energy, l.screen.paint(dim, fmt.Sprintf("seq %d", a.seq)))
 	}
 	if waited > time.Second {
 		text += l.screen.paint(act, fmt.Sprintf("  waited %.1f s", waited.Seconds()))

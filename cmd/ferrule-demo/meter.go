@@ -36,8 +36,8 @@ type meter struct {
 // meters makes the two meters of the demo, polled every so often.
 func meters(every time.Duration) []*meter {
 	list := []*meter{
-		{name: "meter-a", unit: hwtest.NewUnit(3), base: 1834, swing: 420, period: 23, voltage: 230.1, energy: 4711.2},
-		{name: "meter-b", unit: hwtest.NewUnit(4), base: 412.5, swing: 95, period: 11, voltage: 229.8, energy: 902.6},
+		{name: "meter-a", unit: hwtest.NewUnit(3), base: 1834, swing: 420, period: 23, voltage: 230.1, energy: 47.112},
+		{name: "meter-b", unit: hwtest.NewUnit(4), base: 412.5, swing: 95, period: 11, voltage: 229.8, energy: 9.026},
 	}
 	for _, m := range list {
 		m.every = every

@@ -45,13 +45,13 @@ type unitTally struct {
 	unsynced   int // not received, and answered within sync before a kill
 	unfinished int // not received, and answered as or after the agent was told to stop
 	duplicates int // deliveries of an entry that had been delivered
+	disorder   int // entries that first came after a later one of the unit
 	wrong      int // entries with other values than the unit had, or with a count it never gave
 }
 
 // total is what became of everything.
 type total struct {
 	units      []unitTally
-	disorder   int // entries that first came after a later one
 	gaps       int // sequence numbers missing within a boot
 	twice      int // polls that came under more than one sequence number
 	unreadable int // entries without a count: the agent got no answer
@@ -117,7 +117,7 @@ func tally(e evidence) total {
 func (t *total) receive(e evidence, perUnit map[string]*unitTally, given map[pollID]bool) map[pollID]bool {
 	entries := make(map[entryID]bool)
 	polls := make(map[pollID]bool)
-	var last entryID
+	last := make(map[string]entryID)
 	for _, a := range e.arrivals {
 		u := perUnit[a.unit]
 		if u == nil {
@@ -130,10 +130,10 @@ func (t *total) receive(e evidence, perUnit map[string]*unitTally, given map[pol
 			continue
 		}
 		entries[id] = true
-		if compareEntries(id, last) < 0 {
-			t.disorder++
+		if compareEntries(id, last[a.unit]) < 0 {
+			u.disorder++
 		} else {
-			last = id
+			last[a.unit] = id
 		}
 		if a.count == 0 {
 			t.unreadable++
