@@ -36,15 +36,19 @@ func modeOf(s Settings) *serial.Mode {
 	return &serial.Mode{BaudRate: s.Baud, DataBits: s.DataBits, Parity: parity[s.Parity], StopBits: stop}
 }
 
+// modeError gives an error of the library its sentinel or a hint. Its own errors hide their cause.
 func modeError(s Settings, err error) error {
-	if e, ok := errors.AsType[*serial.PortError](err); ok && e.Code() == serial.PortBusy {
+	e, ok := errors.AsType[*serial.PortError](err)
+	switch {
+	case !ok:
+		return openError(err)
+	case e.Code() == serial.PortBusy:
 		return inUse()
+	case e.Code() == serial.PermissionDenied:
+		return openError(unix.EACCES)
 	}
 	// Rates without a constant of their own go by termios2, which emulators and old kernels lack.
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL) {
-		return hint.With(fmt.Errorf("setting %s: %w", s, err), "choose a usual baud rate such as 9600, 19200 or 115200")
-	}
-	return fmt.Errorf("setting %s: %w", s, err)
+	return hint.With(fmt.Errorf("setting %s: %w", s, err), "choose a usual baud rate such as 9600, 19200 or 115200, and 8N1 or 8E1")
 }
 
 // descriptors is the set of this process's open descriptors; nil where /proc is absent.

@@ -405,3 +405,26 @@ func TestParseSettings(t *testing.T) {
 		}
 	}
 }
+
+// Other rates go by termios2: where that is missing the error says what to do.
+func TestUnusualRate(t *testing.T) {
+	_, path := terminal(t)
+	s := usual
+	s.Baud = 250_000
+	p, err := port.Open(t.Context(), path, s, quiet())
+	if err != nil {
+		if hint.Of(err) == "" {
+			t.Errorf("%v has no hint", err)
+		}
+		return
+	}
+	defer p.Close()
+	tty, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tty.Close()
+	if mode, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS2); err != nil || mode.Ospeed != 250_000 {
+		t.Errorf("speed is %d, %v; want 250000", mode.Ospeed, err)
+	}
+}
