@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -63,24 +64,60 @@ func parse(text string) figures {
 	return all
 }
 
-// Targets of the line.
-const (
-	leastShareOfLimit = 1 / 1.05 // the median poll lasts at most 1.05 times what the line allows
-)
+// leastShareOfLimit: the median poll lasts at most 1.05 times what the line's speed allows.
+const leastShareOfLimit = 1 / 1.05
 
-func lineBenchmarks() []goBenchmark {
-	return []goBenchmark{{"./hw/modbus", "^BenchmarkPoll$/^115200baud$", "3s", func(f figures) (rows []row) {
-		for _, name := range []string{"Poll/115200baud/10registers", "Poll/115200baud/60registers"} {
-			m := f[name]
-			share, violations, allocs := m["share_of_limit"].median(), m["t3.5_violations"].most(), m["allocs/op"].most()
-			rows = append(rows, row{
-				what:   "line: " + name + ", median beside the line's limit",
-				ours:   fmt.Sprintf("%.3f ×, %.0f t3.5 violations, %.0f allocations", 1/share, violations, allocs),
-				target: "≤ 1.05 ×, 0, 0", met: share >= leastShareOfLimit && violations == 0 && allocs == 0,
-			})
+// lines measures acceptance (b) and (c): polls at the speed of the wire, and answers that come
+// after their time.
+func lines(ctx context.Context, o options) ([]row, error) {
+	rows, err := goBench(func() []goBenchmark {
+		return []goBenchmark{{"./hw/modbus", "^BenchmarkPoll$/^115200baud$", "3s", pollRows}}
+	})(ctx, o)
+	if err != nil {
+		return rows, err
+	}
+	late, err := lateAnswers(ctx)
+	return append(rows, late...), err
+}
+
+func pollRows(f figures) (rows []row) {
+	for _, name := range []string{"Poll/115200baud/10registers", "Poll/115200baud/60registers"} {
+		m := f[name]
+		share, violations, allocs := m["share_of_limit"].median(), m["t3.5_violations"].most(), m["allocs/op"].most()
+		rows = append(rows, row{
+			what:   "line: " + name + ", median beside the line's limit",
+			ours:   fmt.Sprintf("%.3f ×, %.0f t3.5 violations, %.0f allocations", 1/share, violations, allocs),
+			target: "≤ 1.05 ×, 0, 0", met: share >= leastShareOfLimit && violations == 0 && allocs == 0,
+		})
+	}
+	return rows
+}
+
+// lateAnswers runs the test that answers every fourth poll too late, and adds up what it says.
+func lateAnswers(ctx context.Context) ([]row, error) {
+	const test = "TestLateAnswersAreNeverValues"
+	text, err := output(ctx, "", "go", "test", "-count", "1", "-v", "-run", "^"+test+"$", "./hw/modbus")
+	if err != nil {
+		return nil, err
+	}
+	var right, wrong, missing int
+	for _, found := range regexp.MustCompile(`([0-9]+) right, ([0-9]+) wrong, ([0-9]+) missing`).FindAllStringSubmatch(text, -1) {
+		for i, sum := range []*int{&right, &wrong, &missing} {
+			n, err := strconv.Atoi(found[i+1])
+			if err != nil {
+				return nil, err
+			}
+			*sum += n
 		}
-		return rows
-	}}}
+	}
+	polls := right + wrong + missing
+	if polls == 0 {
+		return nil, fmt.Errorf("%w: %s says nothing of its polls", errVoid, test)
+	}
+	return []row{{
+		what: "line: wrong values, every fourth answer late", ours: fmt.Sprintf("%d in %d polls", wrong, polls),
+		target: "0 in 10000", met: wrong == 0 && polls >= 10_000,
+	}}, nil
 }
 
 func outboxBenchmarks() []goBenchmark { return nil }

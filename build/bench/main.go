@@ -44,7 +44,7 @@ type section struct {
 func sections() []section {
 	return []section{
 		{"uplink", "CPU of outbox and session beside a mosquitto bridge", uplink},
-		{"line", "Modbus polls on a simulated wire", goBench(lineBenchmarks)},
+		{"line", "Modbus polls on a simulated wire", lines},
 		{"outbox", "appending and draining beside bbolt", goBench(outboxBenchmarks)},
 		{"agent", "memory and start of ferrule run", running},
 	}
