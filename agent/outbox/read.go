@@ -66,11 +66,11 @@ func (o *Outbox) load(ctx context.Context) error {
 		o.mu.Unlock()
 		return nil
 	}
-	end, skipTo := at.seg.size, at.seg.skipTo
+	end, elsewhere := at.seg.size, at.seg.skip
 	o.mu.Unlock()
 
 	r := &o.reader
-	entries, dam, err := r.read(o.fsys, at, end, skipTo)
+	entries, dam, err := r.read(o.fsys, at, end, elsewhere)
 	if err != nil && !errors.Is(err, io.EOF) {
 		if r.tries++; r.tries < readTries {
 			o.report(reading, fmt.Errorf("reading a segment: %w", err))
@@ -109,7 +109,7 @@ func (r *reader) offset() int64 {
 }
 
 // read returns some entries from a position on; with io.EOF, the last before end.
-func (r *reader) read(fsys disk.FS, at position, end int64, skipTo uint64) (entries []entry, d damage, err error) {
+func (r *reader) read(fsys disk.FS, at position, end int64, elsewhere skip) (entries []entry, d damage, err error) {
 	if err := r.open(fsys, at, end); err != nil {
 		return nil, d, err
 	}
@@ -128,7 +128,7 @@ func (r *reader) read(fsys disk.FS, at position, end int64, skipTo uint64) (entr
 			d.add(int64(len(rec.Payload)))
 			continue
 		}
-		if e.seq > skipTo {
+		if !elsewhere.covers(&e) {
 			e.off, e.size = rec.Offset, int(rec.End()-rec.Offset)
 			entries = append(entries, e)
 		}

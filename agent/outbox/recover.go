@@ -102,35 +102,49 @@ func (o *Outbox) inspect(s *segment) (boot uint64) {
 }
 
 // dropReplaced buries the segments that another has replaced. One whose copies are not all there was
-// never completed; the originals are, and it counts only for what it has beyond them.
+// never completed: the originals are, and it counts only for what it has beyond them. So does one whose
+// header is lost, which may have said that it replaces others.
 func (o *Outbox) dropReplaced(log []*segment) []*segment {
 	for _, s := range slices.Clone(log) {
 		originals := func(other *segment) bool {
 			return s.replaces != 0 && s.replaces <= other.number && other.number < s.number
 		}
-		if !slices.ContainsFunc(log, originals) {
-			continue
+		if at := slices.Index(log, s); s.first == 0 && at > 0 {
+			originals = func(other *segment) bool { return other == log[at-1] }
 		}
-		if o.complete(s) {
+		switch {
+		case !slices.ContainsFunc(log, originals):
+		case o.complete(s):
 			log = slices.DeleteFunc(log, func(other *segment) bool {
 				if originals(other) {
 					o.dead = append(o.dead, other)
 				}
 				return originals(other)
 			})
-			continue
-		}
-		for _, other := range log {
-			if !originals(other) {
-				continue
-			}
-			entries, _ := o.scan(other, 0, other.size)
-			for i := range entries {
-				s.skipTo = max(s.skipTo, entries[i].seq)
-			}
+		default:
+			s.skip = o.last(log, originals)
 		}
 	}
 	return log
+}
+
+// last returns the last entry in some of the segments, or that they leave to those before them.
+func (o *Outbox) last(log []*segment, which func(*segment) bool) (last skip) {
+	for _, s := range log {
+		if !which(s) {
+			continue
+		}
+		if s.skip.seq > 0 && (s.skip.boot != last.boot || s.skip.seq > last.seq) {
+			last = s.skip
+		}
+		entries, _ := o.scan(s, 0, s.size)
+		for i := range entries {
+			if e := &entries[i]; e.boot != last.boot || e.seq > last.seq {
+				last = skip{boot: e.boot, seq: e.seq}
+			}
+		}
+	}
+	return last
 }
 
 // complete reports whether all entries that s says it copied are there.
@@ -173,7 +187,7 @@ func (o *Outbox) adopt(log []*segment, from int64) {
 		if i > 0 {
 			from = 0
 		}
-		if s.records < 0 || from > 0 || s.skipTo > 0 {
+		if s.records < 0 || from > 0 || s.skip.seq > 0 {
 			o.countEntries(s, from)
 		}
 		if s.records <= 0 {
@@ -201,7 +215,7 @@ func (o *Outbox) countEntries(s *segment, from int64) {
 	}
 	s.records = 0
 	for i := range entries {
-		if entries[i].seq > s.skipTo {
+		if !s.skip.covers(&entries[i]) {
 			s.records++
 		}
 	}

@@ -45,12 +45,17 @@ type segment struct {
 	counted bool  // the damage has been counted
 	// lostFrom is where entries begin that when_full gave up unread; -1: none.
 	lostFrom int64
-	// skipTo: entries up to this seq are elsewhere too, and are not taken from here.
-	skipTo uint64
+	// skip: entries up to this one are elsewhere too, and are not taken from here.
+	skip skip
 	// replaces and copied as in the header.
 	replaces uint64
 	copied   int
 }
+
+// skip names the entries of one boot up to a seq.
+type skip struct{ boot, seq uint64 }
+
+func (s skip) covers(e *entry) bool { return e.boot == s.boot && e.seq <= s.seq }
 
 func segmentName(number, nonce uint64) string {
 	return fmt.Sprintf("%016x-%016x.log", number, nonce)

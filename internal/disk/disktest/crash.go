@@ -45,7 +45,10 @@ func (d *Disk) CrashStates() iter.Seq2[string, *Disk] {
 		}
 		for i, e := range history {
 			c.step(e)
-			// A mark follows what it tells of: the cut is after it, and also before it, above.
+			// What stands between two changes is cut before the first mark and after the last.
+			if e.kind == mark && i+1 < len(history) && history[i+1].kind == mark {
+				continue
+			}
 			if !c.cut(fmt.Sprintf("after step %d (%v)", i, e)) {
 				return
 			}

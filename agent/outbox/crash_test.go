@@ -1,0 +1,331 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ferrule/agent/outbox"
+	"ferrule/internal/disk/disktest"
+)
+
+// What a history marks: an entry that is durable, entries about to be acknowledged or dropped, a
+// start about to come.
+type (
+	durable struct{ key }
+	let     struct{ key } // may be missing from now on
+	letAll  struct{ key } // and so may all of its boot up to it
+)
+
+// story uses an outbox on d and marks what is promised. It takes part of what it appends.
+type story struct {
+	t       testing.TB
+	d       *disktest.Disk
+	c       outbox.Config
+	o       *outbox.Outbox
+	flight  []outbox.Entry
+	settled uint64 // durable up to here
+}
+
+func (s *story) open() {
+	s.o, s.flight, s.settled = open(s.t, s.d, s.c), nil, 0
+}
+
+func (s *story) append(n int) {
+	for range n {
+		last := add(s.t, s.o, 1)
+		if s.c.Sync == outbox.Always && s.o.Status().Problem == "" {
+			s.promise(last)
+		}
+	}
+}
+
+// promise marks all up to seq as durable. What was acknowledged or dropped is excused by a let.
+func (s *story) promise(seq uint64) {
+	for ; s.settled < seq; s.settled++ {
+		s.d.Mark(durable{key{s.o.Boot(), s.settled + 1}})
+	}
+}
+
+func (s *story) sync() {
+	seq := s.o.Status().Seq
+	if err := s.o.Sync(); err == nil {
+		s.promise(seq)
+	}
+}
+
+func (s *story) take(n int) {
+	if s.o.Status().Depth == s.o.Status().InFlight {
+		return
+	}
+	run, err := s.o.Next(context.Background(), n, 1<<20)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.flight = append(s.flight, run...)
+}
+
+func (s *story) ack(n int) {
+	if n = min(n, len(s.flight)); n == 0 {
+		return
+	}
+	for _, e := range s.flight[:n] {
+		s.d.Mark(let{parse(s.t, e)})
+	}
+	s.o.Ack(s.flight[n-1].ID)
+	s.flight = s.flight[n:]
+}
+
+func (s *story) rewind() {
+	s.o.Rewind()
+	s.flight = nil
+}
+
+// dropping marks all that when_full may drop from now on.
+func (s *story) dropping() {
+	s.d.Mark(letAll{key{s.o.Boot(), s.o.Status().Seq}})
+}
+
+// promised returns what must be in a state: durable and not let go.
+func promised(marks []any) (keys []key) {
+	excused, upTo := map[key]bool{}, map[uint64]uint64{}
+	for _, m := range marks {
+		switch m := m.(type) {
+		case let:
+			excused[m.key] = true
+		case letAll:
+			upTo[m.boot] = m.seq
+		}
+	}
+	for _, m := range marks {
+		if m, ok := m.(durable); ok && !excused[m.key] && m.seq > upTo[m.boot] {
+			keys = append(keys, m.key)
+		}
+	}
+	return keys
+}
+
+// recovered opens a state and checks that all that was promised is there once, in order, whole, and
+// that nothing was invented.
+func recovered(t testing.TB, state *disktest.Disk, c outbox.Config) {
+	o := open(t, state, c)
+	got := drain(t, o, 50)
+	owed := promised(state.Marks())
+	i := 0
+	seen := map[key]bool{}
+	for n, k := range got {
+		if seen[k] {
+			t.Fatalf("entry %v is there twice: %v", k, got)
+		}
+		seen[k] = true
+		if k.boot >= o.Boot() {
+			t.Fatalf("boot %d comes again: %v", o.Boot(), k)
+		}
+		if n > 0 && (k.boot < got[n-1].boot || k.boot == got[n-1].boot && k.seq < got[n-1].seq) {
+			t.Fatalf("entry %v comes after %v", k, got[n-1])
+		}
+		if i < len(owed) && k == owed[i] {
+			i++
+		}
+	}
+	if i < len(owed) {
+		t.Fatalf("entry %v is lost: %d handed out, %d owed", owed[i], len(got), len(owed))
+	}
+	if err := o.Close(); err != nil {
+		t.Fatalf("closing: %v", err)
+	}
+}
+
+// once runs f in a bubble of its own: nothing waits in real time.
+func once(t *testing.T, f func(t *testing.T)) { synctest.Test(t, f) }
+
+// replay cuts the power everywhere in a story, and in some states again while they recover.
+func replay(t *testing.T, c outbox.Config, tell func(s *story)) int {
+	states, second := 0, 0
+	disktest.Replay(t, func(d *disktest.Disk) {
+		if err := errors.Join(d.MkdirAll("/state", 0o700), d.SyncDir("/")); err != nil {
+			t.Fatal(err)
+		}
+		s := &story{t: t, d: d, c: c}
+		s.open()
+		tell(s)
+		d.Fail(nil)
+	}, func(t testing.TB, state *disktest.Disk) {
+		if _, err := state.ReadDir("/state"); err != nil {
+			return // cut before the state directory was durable
+		}
+		if states++; states%23 == 0 {
+			cutAgain(t, state.Kill(), c, &second)
+		}
+		recovered(t, state, c)
+	})
+	t.Logf("%d states, %d more after a second cut", states, second)
+	return states + second
+}
+
+// cutAgain loses power while a state is taken over, sent in part and added to.
+func cutAgain(t testing.TB, state *disktest.Disk, c outbox.Config, count *int) {
+	s := &story{t: t, d: state, c: c}
+	s.open()
+	s.take(5)
+	s.ack(3)
+	s.append(3)
+	s.sync()
+	s.take(20)
+	s.ack(20)
+	_ = s.o.Close()
+	for name, again := range state.CrashStates() {
+		*count++
+		recovered(prefixed{t, name}, again, c)
+	}
+}
+
+type prefixed struct {
+	testing.TB
+	name string
+}
+
+func (p prefixed) Fatalf(format string, args ...any) {
+	p.TB.Helper()
+	p.TB.Fatalf("then again %s: %s", p.name, fmt.Sprintf(format, args...))
+}
+
+func TestPowerCutAnywhere(t *testing.T) {
+	always := small()
+	always.Sync = outbox.Always
+	stories := map[string]struct {
+		c    outbox.Config
+		tell func(s *story)
+	}{
+		"group commit": {small(), func(s *story) {
+			rng := rand.New(rand.NewPCG(1, 2))
+			for range 150 {
+				s.append(1 + rng.IntN(5))
+				switch rng.IntN(6) {
+				case 0, 1:
+					s.sync()
+				case 2:
+					s.take(1 + rng.IntN(8))
+				case 3:
+					s.take(25)
+					s.ack(1 + rng.IntN(30))
+				case 4:
+					s.rewind()
+				}
+			}
+			s.sync()
+			for range 40 {
+				s.take(10)
+				s.ack(10)
+			}
+			_ = s.o.Close()
+			s.open()
+			s.append(3)
+			s.sync()
+		}},
+		"always": {always, func(s *story) {
+			for i := range 120 {
+				s.append(1)
+				if i%7 == 6 {
+					s.take(5)
+					s.ack(4)
+				}
+				if i == 30 { // killed
+					s.open()
+				}
+			}
+		}},
+		"restarts": {small(), func(s *story) {
+			for i := range 8 {
+				s.append(12)
+				s.sync()
+				s.take(9)
+				s.ack(9)
+				s.append(2)
+				if i%2 == 0 {
+					if seq := s.o.Status().Seq; s.o.Close() == nil {
+						s.promise(seq)
+					}
+				}
+				s.open()
+			}
+		}},
+		"run": {small(), func(s *story) {
+			stop := start(s.t, s.o)
+			for i := range 40 {
+				s.append(4)
+				seq := s.o.Status().Seq
+				time.Sleep(time.Second)
+				synctest.Wait()
+				s.promise(seq)
+				if i%4 == 3 {
+					s.take(30)
+					s.ack(12)
+				}
+			}
+			stop()
+		}},
+		"drop oldest": {small(), func(s *story) {
+			for range 16 {
+				s.dropping()
+				s.append(25)
+				s.sync()
+				s.take(3)
+				s.ack(2)
+			}
+		}},
+		"failed syncs": {small(), func(s *story) {
+			for i := range 60 {
+				fail := i%3 == 1
+				s.d.Fail(func(op disktest.Op) error {
+					if fail && (op.Kind == disktest.Sync || i%2 == 0 && op.Kind == disktest.SyncDir) {
+						fail = false
+						return syscall.EIO
+					}
+					return nil
+				})
+				s.append(4)
+				s.sync() // fails
+				s.append(2)
+				s.sync()
+				s.take(4)
+				s.ack(3)
+			}
+		}},
+		"full disk": {small(), func(s *story) {
+			for i := range 60 {
+				full := 3
+				s.d.Fail(func(op disktest.Op) error {
+					if i%3 == 1 && op.Kind == disktest.Write && full > 0 {
+						full--
+						return &disktest.ShortWrite{N: op.Size / 3, Err: syscall.ENOSPC}
+					}
+					return nil
+				})
+				for range 4 {
+					s.append(3)
+					s.sync()
+				}
+				s.take(15)
+				s.ack(12)
+			}
+		}},
+	}
+	total := 0
+	for name, story := range stories {
+		t.Run(name, func(t *testing.T) {
+			once(t, func(t *testing.T) {
+				total += replay(t, story.c, story.tell)
+			})
+		})
+	}
+	t.Logf("%d states in all", total)
+	if total < 10_000 {
+		t.Errorf("only %d states", total)
+	}
+}
