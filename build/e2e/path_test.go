@@ -158,8 +158,8 @@ func checkReading(t *testing.T, line string) {
 	want := map[string]string{
 		"five":  "38",                           // 5*7+3
 		"pair":  strconv.Itoa((8*7+3)<<16 | 66), // ABCD
-		"tenth": "15",                           // 30022 is offset 21: 150 × 0.1
-		"limit": "10",                           // holding register 100 holds 100
+		"tenth": "15.0",                         // 30022 is offset 21: 150 × 0.1
+		"limit": "10.0",                         // holding register 100 holds 100
 	}
 	for point, value := range want {
 		if string(got.Readings[point]) != value {

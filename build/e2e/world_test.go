@@ -313,9 +313,12 @@ func (w *world) subscriber(t *testing.T) *process {
 	t.Helper()
 	cert, key := w.clientCertificate(t, "witness")
 	host, port, _ := net.SplitHostPort(w.broker)
-	p := start(t, "mosquitto_sub", need(t, "mosquitto_sub"), "-h", host, "-p", port, "-q", "1", "-t", "ferrule/#",
-		"-i", "witness", "-F", "%t %p", "--cafile", filepath.Join(w.ca, "root.crt"), "--cert", cert, "--key", key, "-d")
-	p.waitLine(t, "Subscribed")
+	// Without stdbuf a pipe is written 4 KiB at a time.
+	p := start(t, "mosquitto_sub", need(t, "stdbuf"), "-oL", need(t, "mosquitto_sub"), "-h", host, "-p", port, "-q", "1", "-t", "ferrule/#",
+		"-i", "witness", "-F", "%t %p", "--cafile", filepath.Join(w.ca, "root.crt"), "--cert", cert, "--key", key)
+	waitFor(t, "the witness's subscription", func() bool {
+		return strings.Contains(w.mosquitto.output(), "Sending SUBACK to witness")
+	})
 	return p
 }
 
