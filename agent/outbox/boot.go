@@ -1,7 +1,10 @@
 package outbox
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"strconv"
 	"time"
@@ -13,8 +16,8 @@ import (
 
 const (
 	bootName = "boot"
-	// A number that cannot be stored is random in [randomFrom, randomTo): beyond any counter, and exact
-	// in a consumer's float64.
+	// A number that cannot be stored is random in [randomFrom, randomTo): beyond any counter that began
+	// at a Unix time, and exact in a consumer's float64.
 	randomFrom, randomTo = 1 << 40, 1 << 53
 )
 
@@ -26,14 +29,11 @@ var earliest = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
 // nextBoot returns a number no start had before, and the error that kept it from being stored. highest
 // is the highest number seen in the log.
 func (o *Outbox) nextBoot(highest uint64) (uint64, error) {
-	boot := randomBoot()
-	last, ok := o.lastBoot()
-	switch {
-	case ok:
+	boot := randomBoot() // where a counter was damaged, too: it may have begun in this second
+	switch last, err := o.lastBoot(); {
+	case err == nil:
 		boot = last + 1
-	case !time.Now().Before(earliest):
-		// A counter that was lost had fewer starts than there were seconds; one begun by a clock that was
-		// ahead may show in the log.
+	case errors.Is(err, fs.ErrNotExist) && !time.Now().Before(earliest):
 		boot = max(uint64(time.Now().Unix()), highest+1)
 	}
 	data := bootSeed.Append(nil, strconv.AppendUint(nil, boot, 10))
@@ -48,16 +48,19 @@ func (o *Outbox) nextBoot(highest uint64) (uint64, error) {
 func randomBoot() uint64 { return randomFrom + rand.Uint64N(randomTo-randomFrom) }
 
 // lastBoot reads the stored number.
-func (o *Outbox) lastBoot() (uint64, bool) {
+func (o *Outbox) lastBoot() (uint64, error) {
 	const digits = 20
 	data, err := disk.ReadFile(o.fsys, o.path(bootName), record.HeaderSize+digits)
 	if err != nil {
-		return 0, false
+		return 0, err
 	}
-	rec, err := record.NewReader(byteReader(data), 0, int64(len(data)), bootSeed, digits).Next()
+	rec, err := record.NewReader(bytes.NewReader(data), 0, int64(len(data)), bootSeed, digits).Next()
 	if err != nil || rec.Damaged != 0 {
-		return 0, false
+		return 0, errFormat
 	}
 	boot, err := strconv.ParseUint(string(rec.Payload), 10, 64)
-	return boot, err == nil && boot < randomTo-1
+	if err != nil || boot >= randomTo-1 {
+		return 0, errFormat
+	}
+	return boot, nil
 }

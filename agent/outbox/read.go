@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +26,7 @@ type reader struct {
 	seg   *segment
 	file  disk.File
 	log   *record.Reader
-	names intern
+	dec   decoder
 	tries int
 }
 
@@ -52,6 +51,7 @@ func (r *reader) open(fsys disk.FS, p position, end int64) error {
 		}
 		r.seg, r.file = p.seg, f
 	}
+	r.dec.last = skip{}
 	r.log = record.NewReader(r.file, p.off, end, p.seg.seed(), maxRecord)
 	return nil
 }
@@ -120,16 +120,10 @@ func (r *reader) read(fsys disk.FS, at position, end int64, elsewhere skip) (ent
 			return entries, d, err
 		}
 		n += rec.End() - rec.Offset
-		if rec.Payload[0] != kindEntry {
-			continue
-		}
-		e, err := parseEntry(rec.Payload, &r.names)
-		if err != nil {
+		switch e, ok, err := r.dec.entry(rec); {
+		case err != nil:
 			d.add(int64(len(rec.Payload)))
-			continue
-		}
-		if !elsewhere.covers(&e) {
-			e.off, e.size = rec.Offset, int(rec.End()-rec.Offset)
+		case ok && !elsewhere.covers(&e):
 			entries = append(entries, e)
 		}
 	}
@@ -188,5 +182,3 @@ func pause(ctx context.Context, d time.Duration) error {
 		return ctx.Err()
 	}
 }
-
-func byteReader(b []byte) io.ReaderAt { return bytes.NewReader(b) }

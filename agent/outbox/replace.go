@@ -82,25 +82,22 @@ func (o *Outbox) scan(s *segment, from, to int64) (entries []entry, d damage) {
 		return nil, damage{stretches: 1, bytes: to - from, err: err}
 	}
 	defer f.Close()
-	var names intern
+	var dec decoder
 	r := record.NewReader(f, from, to, s.seed(), maxRecord)
 	for {
 		rec, err := r.Next()
 		d.add(rec.Damaged)
-		switch {
-		case errors.Is(err, io.EOF):
-			return entries, d
-		case err != nil:
-			d.err = err
-			d.add(to - r.Offset())
-			return entries, d
-		case rec.Payload[0] == kindEntry:
-			e, err := parseEntry(rec.Payload, &names)
-			if err != nil {
-				d.add(int64(len(rec.Payload)))
-				continue
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				d.err = err
+				d.add(to - r.Offset())
 			}
-			e.off, e.size = rec.Offset, int(rec.End()-rec.Offset)
+			return entries, d
+		}
+		switch e, ok, err := dec.entry(rec); {
+		case err != nil:
+			d.add(int64(len(rec.Payload)))
+		case ok:
 			entries = append(entries, e)
 		}
 	}

@@ -148,6 +148,26 @@ func parseEntry(payload []byte, names *intern) (entry, error) {
 	return e, d.err
 }
 
+// decoder turns the records of one segment into entries.
+type decoder struct {
+	names intern
+	last  skip
+}
+
+// entry decodes a record; ok is false where it is another kind. A number that does not rise is of a
+// block in the wrong place.
+func (d *decoder) entry(rec record.Record) (e entry, ok bool, err error) {
+	if rec.Payload[0] != kindEntry {
+		return e, false, nil
+	}
+	if e, err = parseEntry(rec.Payload, &d.names); err != nil || d.last.covers(&e) {
+		return e, false, errFormat
+	}
+	d.last = skip{boot: e.boot, seq: e.seq}
+	e.off, e.size = rec.Offset, int(rec.End()-rec.Offset)
+	return e, true, nil
+}
+
 // fields takes apart a record's payload; the first thing missing makes err and empties the rest.
 type fields struct {
 	b   []byte

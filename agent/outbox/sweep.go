@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -187,7 +188,7 @@ func (o *Outbox) readPlaces() (places []savedPlace) {
 		if end > len(data) {
 			break
 		}
-		rec, err := record.NewReader(byteReader(data), int64(slot), int64(end), placeSeed, placeBytes).Next()
+		rec, err := record.NewReader(bytes.NewReader(data), int64(slot), int64(end), placeSeed, placeBytes).Next()
 		if err != nil || rec.Damaged != 0 || len(rec.Payload) != placeBytes || rec.Payload[0] != kindPlace {
 			continue
 		}

@@ -104,8 +104,9 @@ func (c *cutter) sync(e *event, object int) {
 	uncertain := map[int]bool{}
 	c.pending = slices.DeleteFunc(c.pending, func(w *waiting) bool {
 		if w.object() == object || w.kind == Rename && -w.toDir == object {
-			w.lost = w.lost || e.failed
-			w.certain = w.certain || !w.lost
+			// Names are in the file system's own journal: a later sync can vouch for them.
+			w.lost = w.lost || e.failed && !w.names()
+			w.certain = w.certain || !w.lost && !e.failed
 		}
 		if !w.certain || uncertain[w.object()] {
 			uncertain[w.object()] = true

@@ -119,7 +119,7 @@ func from(im *image, marks []any) *Disk {
 
 // Fail makes an operation fail before it does anything, with the error match returns; nil lets
 // it pass, a *ShortWrite lets part of a write pass. match may wait, to make an operation slow. A nil
-// match ends the failures. After a failed Sync nothing written before it is ever durable.
+// match ends the failures. After a failed Sync nothing written to that file before it is ever durable.
 func (d *Disk) Fail(match func(op Op) error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
