@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -56,7 +58,19 @@ func (d *demo) scene() {
 		units = append(units, fmt.Sprintf("%s (address %d)", m.name, m.unit.Address()))
 	}
 	d.item("line", "%s, Modbus RTU at %s: %s", w.wire.Path(), lineSettings, strings.Join(units, ", "))
-	d.item("agent", "%s, a process of its own; a poll of each meter every %v", d.program.path, d.every)
+	d.item("agent", "%s, a process of its own; a poll of each meter every %v", shorten(d.program.path), d.every)
+}
+
+// shorten gives a path as seen from the working directory, where it is below it.
+func shorten(path string) string {
+	here, err := os.Getwd()
+	if err != nil {
+		return path
+	}
+	if below, err := filepath.Rel(here, path); err == nil && filepath.IsLocal(below) {
+		return below
+	}
+	return path
 }
 
 // enroll has the agent make its key and fetch its certificate.
@@ -108,16 +122,13 @@ func (d *demo) acts(ctx context.Context) error {
 		length := cycle
 		if d.length > 0 {
 			left := time.Until(end)
-			if left <= cycle/3 && len(d.kills) > 0 {
+			if left <= cycle/2 && len(d.kills) > 0 {
 				break
 			}
 			length = left / max(1, (left+cycle/2)/cycle)
 		}
 		if err := d.cutNetwork(ctx, length); err != nil {
 			return err
-		}
-		if ctx.Err() != nil {
-			break
 		}
 		if err := d.killAgent(ctx, length); err != nil {
 			return err
@@ -137,7 +148,9 @@ func share(length time.Duration, percent, most int) time.Duration {
 // cutNetwork takes the network away for some seconds. Readings wait, and come in order when
 // it is back.
 func (d *demo) cutNetwork(ctx context.Context, length time.Duration) error {
-	pause(ctx, time.Now().Add(share(length, 15, 6)))
+	if pause(ctx, time.Now().Add(share(length, 15, 6))); ctx.Err() != nil {
+		return nil
+	}
 	away := share(length, 16, 5)
 	d.screen.event(act, "━━ the network is cut for %.1f s: connections broken, new ones refused", away.Seconds())
 	d.world.broker.Cut()
@@ -149,7 +162,8 @@ func (d *demo) cutNetwork(ctx context.Context, length time.Duration) error {
 	}
 	d.screen.event(act, "━━ the network is back; %d readings wait for the agent's next attempt", len(waiting))
 	d.cuts++
-	if err := d.backlog(d.drained); err != nil {
+	back := func() bool { c := d.counters(); return c.full+c.resumed > before.full+before.resumed }
+	if err := d.backlog(func() bool { return back() && d.drained() }); err != nil {
 		return err
 	}
 	spent, come := d.counters().minus(before), d.world.ledger.has(waiting)
@@ -187,7 +201,9 @@ func (d *demo) price(spent counters) string {
 // killAgent kills the agent while the network is away, so that what waits has no other place
 // than the agent's disk, and starts it again.
 func (d *demo) killAgent(ctx context.Context, length time.Duration) error {
-	pause(ctx, time.Now().Add(share(length, 10, 4)))
+	if pause(ctx, time.Now().Add(share(length, 10, 4))); ctx.Err() != nil {
+		return nil
+	}
 	d.screen.event(act, "━━ the network is cut again, and this time the agent will not live to see it back")
 	d.world.broker.Cut()
 	pause(ctx, time.Now().Add(share(length, 12, 4)))
