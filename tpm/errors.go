@@ -50,7 +50,7 @@ var (
 const (
 	hintNoDevice    = "check that the board has a TPM 2.0 and its kernel driver is loaded (ls /dev/tpm*)"
 	hintSimulator   = "start the TPM simulator: swtpm socket --tpm2 --flags not-need-init,startup-clear …"
-	hintPermission  = "add the service user to group tss, then run: ferrule doctor"
+	hintPermission  = "add the service user to group tss, then restart the service"
 	hintSocketPerm  = "give the service user write permission on the socket and its folder"
 	hintBusy        = "another process holds the raw device; use /dev/tpmrm0, or stop it (fuser -v /dev/tpm0)"
 	hintSlots       = "objects left behind fill the TPM; restart it, or run: tpm2_flushcontext --transient-object"

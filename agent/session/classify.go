@@ -122,7 +122,7 @@ func classify(stage Stage, err error) finding {
 			return f
 		}
 	}
-	return finding{CauseUnknown, SideBroker, "the connection failed", "run: ferrule doctor"}
+	return finding{CauseUnknown, SideBroker, "the connection failed", "the broker's log has its side of it"}
 }
 
 // ofLink knows the ends that we brought about ourselves.
@@ -227,7 +227,7 @@ func ofKey(_ Stage, err error) (finding, bool) {
 		return finding{CauseCertificateNotAcceptable, SideBroker, "the broker does not list the authority that signed the device's certificate",
 			"add that authority to the broker's list, or enroll the device with one that it lists"}, true
 	case strings.Contains(text, "failed to sign"):
-		return finding{CauseKey, SideDevice, "the device's key did not sign", "run: ferrule doctor"}, true
+		return finding{CauseKey, SideDevice, "the device's key did not sign", "look at the TPM: ferrule status, and dmesg for its driver"}, true
 	}
 	return finding{}, false
 }

@@ -17,7 +17,7 @@ func TestOfFindsTheOutermostHint(t *testing.T) {
 	if got := hint.Of(fmt.Errorf("opening TPM: %w", err)); got != "add the user to group tss" {
 		t.Errorf("hint behind a wrap: %q", got)
 	}
-	if got := hint.Of(hint.With(err, "run: ferrule doctor")); got != "run: ferrule doctor" {
+	if got := hint.Of(hint.With(err, "restart the service")); got != "restart the service" {
 		t.Errorf("outermost hint: %q", got)
 	}
 	if got := hint.Of(cause); got != "" {
