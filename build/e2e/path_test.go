@@ -24,8 +24,7 @@ func testWholePath(t *testing.T, on target) {
 	ferrule := build(t, "ferrule", on)
 	w := newWorld(t)
 	device := "gw-" + on.name
-	unit := w.startUnit(t)
-	config := w.configure(t, device, unit)
+	config := w.configure(t, device, w.startUnit(t))
 
 	out := mustRun(t, w.token(t, device)+"\n", with(ferrule, "enroll", "--config", config, "--token", "-")...)
 	if !strings.Contains(out, device) {
@@ -80,7 +79,8 @@ func (w *world) startUnit(t *testing.T) (port string) {
 	})
 	server := filepath.Join(w.dir, "modbus_server")
 	mustRun(t, "", need(t, "cc"), "-o", server, "testdata/modbus_server.c", "-I/usr/include/modbus", "-lmodbus")
-	start(t, "modbus_server", server, far, "115200", "3").waitLine(t, "ready")
+	w.unit = start(t, "modbus_server", server, far, "115200", "3")
+	w.unit.waitLine(t, "ready")
 	return port
 }
 

@@ -220,6 +220,8 @@ type world struct {
 	tpm       *tpmtest.Swtpm
 	broker    string // host:port of mosquitto
 	mosquitto *process
+	unit      *process // the libmodbus unit, where one was started
+	operator  struct{ cert, key string }
 }
 
 // newWorld starts everything a gateway needs around it.
