@@ -24,14 +24,14 @@ packages=$(go list ./... | grep -v '/build/e2e$')
 emulated() { # qemu
   command -v "$1" >/dev/null || { echo "$1 is missing; run: make deps" >&2; exit 1; }
   # shellcheck disable=SC2086
-  FERRULE_EXEC=$1 CGO_ENABLED=0 go test -exec "$1" -timeout 30m $packages
+  FERRULE_EXEC=$1 CGO_ENABLED=0 go test -exec "$1" -timeout 15m $packages
 }
 
 case ${1:-native} in
 native)
   echo "== go test -race"
   # shellcheck disable=SC2086
-  CGO_ENABLED=1 go test -race -timeout 10m $packages
+  CGO_ENABLED=1 go test -race -timeout 5m $packages
   ;;
 arm)
   echo "== go test, GOARCH=arm GOARM=6 under qemu"
