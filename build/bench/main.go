@@ -45,7 +45,7 @@ func sections() []section {
 	return []section{
 		{"uplink", "CPU of outbox and session beside a mosquitto bridge", uplink},
 		{"line", "Modbus polls on a simulated wire", lines},
-		{"outbox", "appending and draining beside bbolt", goBench(outboxBenchmarks)},
+		{"outbox", "appending and draining beside bbolt", goBench(outboxes)},
 		{"agent", "memory and start of ferrule run", running},
 	}
 }
