@@ -171,8 +171,10 @@ func (l *link) subscribeOnce() error {
 	case <-limit.C:
 		return fmt.Errorf("%w within %v", errStalled, l.session.timeouts.suback)
 	}
-	if err := token.Error(); err != nil {
-		return err
+	if err := token.Error(); err != nil { // it was not sent, or its connection ends
+		l.conn.fail(err)
+		<-l.lost
+		return l.err
 	}
 	subscribed, ok := token.(*mqtt.SubscribeToken)
 	if !ok {

@@ -100,16 +100,14 @@ func (c *conn) failed() error {
 	return c.failure
 }
 
-// Read reads for paho, in whole packets as far as the guard is concerned.
+// Read reads for paho. Its error is the connection's, before anything that follows from it.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.guard.Read(p)
-	if err == nil {
-		return n, nil
+	if err == nil || errors.Is(err, net.ErrClosed) {
+		return n, err
 	}
-	if failure := c.failed(); failure != nil {
-		return n, failure
-	}
-	return n, err
+	c.fail(err)
+	return n, c.failed()
 }
 
 // expect announces n PUBLISH packets that will be written without delay.

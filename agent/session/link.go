@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
@@ -23,9 +24,10 @@ type link struct {
 	window  *window
 	flight  chan *chunk // handed from the publisher to the reaper, in order
 
-	lost chan struct{}
-	end  sync.Once
-	err  error // why lost was closed
+	lost    chan struct{}
+	end     sync.Once
+	leaving atomic.Bool // DISCONNECT is on its way
+	err     error       // why lost was closed
 
 	since time.Time // CONNACK
 	owed  owed      // when the link has ended
@@ -92,7 +94,7 @@ func (l *link) options() *mqtt.ClientOptions {
 func (l *link) ended(err error) {
 	l.end.Do(func() {
 		l.err = err
-		if failure := l.conn.failed(); failure != nil {
+		if failure := l.conn.failed(); failure != nil && !l.leaving.Load() {
 			l.err = failure
 		}
 		close(l.lost)
@@ -105,6 +107,7 @@ var errDisconnected = errors.New("disconnected")
 // disconnect sends DISCONNECT, so that the broker forgets the will, and waits until the link
 // has ended.
 func (l *link) disconnect() {
+	l.leaving.Store(true)
 	// paho waits this long for DISCONNECT to be written, and then for its own goroutines.
 	patience := l.session.config.WriteTimeout.Std() + 5*time.Second
 	l.client.Disconnect(uint(patience.Milliseconds()))

@@ -24,6 +24,7 @@ type message struct {
 	parts   [][]byte // of a message that is still being joined
 	size    int      // of parts
 	first   uint64   // its first entry
+	last    uint64   // its last entry
 	ack     uint64   // settles all entries up to this one; 0: a later message does
 	token   mqtt.Token
 }
@@ -88,7 +89,7 @@ func (s *Session) compose(run []outbox.Entry) []message {
 	if s.join == nil || len(run) == 1 {
 		messages := make([]message, len(run))
 		for i, e := range run {
-			messages[i] = message{topic: e.Topic, payload: e.Payload, first: e.ID, ack: e.ID}
+			messages[i] = message{topic: e.Topic, payload: e.Payload, first: e.ID, last: e.ID, ack: e.ID}
 		}
 		return messages
 	}
@@ -104,6 +105,7 @@ func (s *Session) compose(run []outbox.Entry) []message {
 		m := &messages[at]
 		m.parts = append(m.parts, e.Payload)
 		m.size += len(e.Payload) + 1
+		m.last = e.ID
 	}
 	for i := range messages {
 		m := &messages[i]
@@ -147,6 +149,7 @@ func (l *link) send(ctx context.Context, messages []message) bool {
 type owed struct {
 	messages int
 	first    uint64 // the entry at the head
+	last     uint64 // the last entry
 }
 
 // reap acknowledges to the outbox what the broker acknowledged, in order. It ends when the
@@ -203,15 +206,16 @@ func (l *link) settle(c *chunk) {
 	}
 	if ack != 0 {
 		l.session.outbox.Ack(ack)
-		l.session.suspect.clear()
+		l.session.suspect.acked(ack)
 	}
 	l.window.done(n)
 	l.session.count(func(st *Status) { st.Acked += uint64(n) })
-	if rest := c.messages[n:]; len(rest) > 0 {
+	for _, m := range c.messages[n:] {
 		if l.owed.messages == 0 {
-			l.owed.first = rest[0].first
+			l.owed.first = m.first
 		}
-		l.owed.messages += len(rest)
+		l.owed.messages++
+		l.owed.last = max(l.owed.last, m.last)
 	}
 }
 

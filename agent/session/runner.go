@@ -214,7 +214,7 @@ func (s *Session) stopped(l *link, w *workers) {
 	s.note(Classify(stage, l.err))
 	if isClosed(l.err) && s.suspect.lost(l.owed) {
 		s.outbox.SetAside(l.owed.first, "it ended three connections")
-		s.suspect.clear()
+		s.suspect.acked(l.owed.first)
 		s.count(func(st *Status) { st.SetAside++ })
 		s.note(Classify(stage, errEntry))
 	}

@@ -7,11 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/eclipse/paho.mqtt.golang/packets"
 	"go.uber.org/goleak"
 
 	"ferrule/agent/agenttest"
@@ -29,7 +31,7 @@ func TestMain(m *testing.M) {
 
 // patience is how long a test waits for what must happen; far longer than it takes, even
 // under an emulator.
-const patience = 60 * time.Second
+const patience = 20 * time.Second
 
 // until waits for done.
 func until(t testing.TB, what string, done func() bool) {
@@ -40,6 +42,8 @@ func until(t testing.TB, what string, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-limit:
+			buf := make([]byte, 1<<20)
+			t.Logf("%s", buf[:runtime.Stack(buf, true)])
 			t.Fatalf("waited in vain: %s", what)
 		}
 	}
@@ -122,7 +126,7 @@ func (w *world) broker(change ...func(*agenttest.BrokerConfig)) (*agenttest.Brok
 // session makes a session with timeouts that suit a test.
 func (w *world) session(address string, change ...func(*Options)) *Session {
 	w.t.Helper()
-	o := Options{Config: Default(), Identity: w.identity, Outbox: w.outbox, Log: w.log.logger(), ShutdownGrace: patience}
+	o := Options{Config: Default(), Identity: w.identity, Outbox: w.outbox, Log: w.log.logger(), ShutdownGrace: time.Second}
 	o.Brokers = []string{"mqtts://" + address}
 	o.Roots = filepath.Join(w.dir, "roots.pem")
 	o.Online = func() []byte { return []byte(`{"online":true}`) }
@@ -260,6 +264,23 @@ func windowOf(n int) func(*Options) { return func(o *Options) { o.Window = n } }
 // writeTimeout sets the longest silence.
 func writeTimeout(d time.Duration) func(*Options) {
 	return func(o *Options) { o.WriteTimeout = quantity.Duration(d) }
+}
+
+// commands makes a session take commands.
+func commands(handle func(c Command) (string, []byte)) func(*Options) {
+	return func(o *Options) {
+		o.Handle = func(_ context.Context, c Command) (string, []byte) {
+			if handle == nil {
+				return "", nil
+			}
+			return handle(c)
+		}
+	}
+}
+
+// received is a PUBLISH as agenttest's broker reports it.
+func received(p *packets.PublishPacket) agenttest.Message {
+	return agenttest.Message{Topic: p.TopicName, Payload: p.Payload, Dup: p.Dup, Retain: p.Retain}
 }
 
 // testLog keeps what was logged.
