@@ -307,9 +307,9 @@ func TestPowerCut(t *testing.T) {
 			t.Fatal(err)
 		}
 		j := open(t, d)
-		use(j, d, 0, 90)
+		use(j, d, 0, 60)
 		j = open(t, d) // killed
-		use(j, d, 90, 120)
+		use(j, d, 60, 80)
 		if err := j.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -318,7 +318,7 @@ func TestPowerCut(t *testing.T) {
 			return // cut before the folder was durable
 		}
 		check(t, state)
-		if len(state.Marks())%40 != 3 {
+		if len(state.Marks())%30 != 3 {
 			return
 		}
 		j := open(t, state)

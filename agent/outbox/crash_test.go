@@ -146,7 +146,7 @@ func once(t *testing.T, f func(t *testing.T)) { synctest.Test(t, f) }
 
 // replay cuts the power everywhere in a story, and in some states again while they recover.
 func replay(t *testing.T, c outbox.Config, tell func(s *story)) int {
-	states, second := 0, 0
+	cuts, states, second := 0, 0, 0
 	disktest.Replay(t, func(d *disktest.Disk) {
 		if err := errors.Join(d.MkdirAll("/state", 0o700), d.SyncDir("/")); err != nil {
 			t.Fatal(err)
@@ -158,6 +158,9 @@ func replay(t *testing.T, c outbox.Config, tell func(s *story)) int {
 	}, func(t testing.TB, state *disktest.Disk) {
 		if _, err := state.ReadDir("/state"); err != nil {
 			return // cut before the state directory was durable
+		}
+		if cuts++; cuts%thin != 0 {
+			return
 		}
 		if states++; states%23 == 0 {
 			cutAgain(t, state.Kill(), c, &second)
@@ -298,7 +301,7 @@ func TestPowerCutAnywhere(t *testing.T) {
 			}
 		}},
 		"full disk": {small(), func(s *story) {
-			for i := range 60 {
+			for i := range 45 {
 				full := 3
 				s.d.Fail(func(op disktest.Op) error {
 					if i%3 == 1 && op.Kind == disktest.Write && full > 0 {
@@ -325,7 +328,7 @@ func TestPowerCutAnywhere(t *testing.T) {
 		})
 	}
 	t.Logf("%d states in all", total)
-	if total < 10_000 {
+	if total < 10_000/thin {
 		t.Errorf("only %d states", total)
 	}
 }

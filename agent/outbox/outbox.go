@@ -28,8 +28,6 @@ var ErrClosed = errors.New("outbox is closed")
 const (
 	// memoryLimit bounds the entries that are on no disk, in bytes.
 	memoryLimit = 16 << 20
-	// preload is how much of the backlog is kept loaded in front, in bytes.
-	preload = 256 << 10
 	// arena is how much room for payloads is made at a time, in bytes.
 	arena = 16 << 10
 )
@@ -54,6 +52,8 @@ type Outbox struct {
 	boot   uint64
 
 	segmentLimit, entryLimit, memoryLimit int64
+	// preload is how much of the backlog is kept loaded in front, in bytes.
+	preload int
 
 	turn  chan struct{} // when_full = block: appenders wait for room one after the other
 	room  chan struct{} // and the one whose turn it is hears of it here
@@ -119,6 +119,7 @@ func Open(fsys disk.FS, dir string, c Config, log *slog.Logger) (*Outbox, error)
 		diskMu:       make(gate, 1),
 		readMu:       make(gate, 1),
 	}
+	o.preload = int(o.segmentLimit / 4)
 	o.lead = o.shortestLead()
 	o.recover()
 	return o, nil
@@ -241,7 +242,8 @@ func (o *Outbox) handOut(maxEntries, maxBytes int) (run []Entry, load bool, err 
 			break
 		}
 	}
-	if o.unread > 0 && o.flight+n == o.front.n && n < maxEntries && bytes < min(maxBytes, preload) {
+	more := o.unread > 0 && o.flight+n == o.front.n && n < maxEntries && bytes < maxBytes
+	if more && (n == 0 || o.problems[reading].err == nil) {
 		return nil, true, nil
 	}
 	if n == 0 {

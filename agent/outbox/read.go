@@ -14,10 +14,9 @@ import (
 )
 
 const (
-	// loadBytes is how much of the log is read at a time.
-	loadBytes = 64 << 10
-	// A segment that cannot be read is tried so often, with pauses, and then counts as damaged.
-	readTries = 3
+	// A segment that cannot be read is tried so often, with pauses that double, and then counts as
+	// damaged: it holds up whatever comes after it.
+	readTries = 5
 	readPause = 500 * time.Millisecond
 )
 
@@ -70,11 +69,11 @@ func (o *Outbox) load(ctx context.Context) error {
 	o.mu.Unlock()
 
 	r := &o.reader
-	entries, dam, err := r.read(o.fsys, at, end, elsewhere)
+	entries, dam, err := r.read(o.fsys, at, end, elsewhere, int64(o.preload/4))
 	if err != nil && !errors.Is(err, io.EOF) {
 		if r.tries++; r.tries < readTries {
 			o.report(reading, fmt.Errorf("reading a segment: %w", err))
-			return pause(ctx, time.Duration(r.tries)*readPause)
+			return pause(ctx, readPause<<(r.tries-1))
 		}
 		dam.add(end - max(at.off, r.offset()))
 		dam.err, err = err, io.EOF
@@ -108,12 +107,12 @@ func (r *reader) offset() int64 {
 	return r.log.Offset()
 }
 
-// read returns some entries from a position on; with io.EOF, the last before end.
-func (r *reader) read(fsys disk.FS, at position, end int64, elsewhere skip) (entries []entry, d damage, err error) {
+// read returns enough bytes of entries from a position on; with io.EOF, the last before end.
+func (r *reader) read(fsys disk.FS, at position, end int64, elsewhere skip, enough int64) (entries []entry, d damage, err error) {
 	if err := r.open(fsys, at, end); err != nil {
 		return nil, d, err
 	}
-	for n := int64(0); n < loadBytes; {
+	for n := int64(0); n < enough; {
 		rec, err := r.log.Next()
 		d.add(rec.Damaged)
 		if err != nil {

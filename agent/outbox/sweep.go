@@ -51,10 +51,14 @@ func (o *Outbox) dispose(s *segment) error {
 	if s.lostFrom >= 0 {
 		o.nameLost(s)
 	}
-	if s.damaged {
-		return o.setBad(s)
+	if !s.damaged {
+		return o.fsys.Remove(s.path)
 	}
-	return o.fsys.Remove(s.path)
+	err := o.setBad(s)
+	if err == nil {
+		o.report(reading, nil) // it is no longer in the way
+	}
+	return err
 }
 
 // nameLost finds out which numbers were in a segment that was given up unread.

@@ -398,7 +398,7 @@ func (o *Outbox) settleTail(seg *segment) {
 		}
 		e := o.tail.pop()
 		o.unsaved -= int64(e.size)
-		if loaded += e.size; o.unread == 0 && loaded <= preload {
+		if loaded += e.size; o.unread == 0 && loaded <= o.preload {
 			e.seg, e.off = seg, w.offs[j]
 			seg.loaded++
 			o.enter(e)

@@ -1,0 +1,224 @@
+package outbox_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"ferrule/agent/outbox"
+	"ferrule/internal/disk"
+)
+
+const (
+	benchTopic = "ferrule/gw-0001/readings/rs485-1/meter-a"
+	benchGroup = 100 // entries per sync and per acknowledgement
+)
+
+var benchPayload = bytes.Repeat([]byte("p"), 256)
+
+// store is what is compared: append makes a group durable, drain takes it out again.
+type store interface {
+	append(n int) error
+	drain(n int) error
+	close() error
+}
+
+// BenchmarkBacklog appends entries of 256 bytes, a sync per 100, and drains them, an acknowledgement per
+// 100. Bytes written are those of /proc/self/io, which a temporary file system does not count.
+func BenchmarkBacklog(b *testing.B) {
+	b.Run("store=ferrule", func(b *testing.B) { backlogOf(b, newOutboxStore) })
+	b.Run("store=bbolt", func(b *testing.B) { backlogOf(b, newBoltStore) })
+}
+
+func backlogOf(b *testing.B, open func(dir string) (store, error)) {
+	s, err := open(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	before := writeBytes(b)
+	phase := func(unit string, do func(int) error) {
+		start := time.Now()
+		for left := b.N; left > 0; left -= benchGroup {
+			if err := do(min(left, benchGroup)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(float64(b.N)/time.Since(start).Seconds(), unit)
+	}
+	b.ResetTimer()
+	phase("append/s", s.append)
+	phase("drain/s", s.drain)
+	if err := s.close(); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(writeBytes(b)-before)/float64(b.N*len(benchPayload)), "disk-B/payload-B")
+}
+
+// BenchmarkHealthy is an entry that is acknowledged at once.
+func BenchmarkHealthy(b *testing.B) {
+	s, err := newOutboxStore(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	o := s.(*outboxStore).o
+	before := writeBytes(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := appendBench(o); err != nil {
+			b.Fatal(err)
+		}
+		run, err := o.Next(b.Context(), 1, 1<<20)
+		if err != nil {
+			b.Fatal(err)
+		}
+		o.Ack(run[0].ID)
+	}
+	b.ReportMetric(float64(writeBytes(b)-before)/float64(b.N*len(benchPayload)), "disk-B/payload-B")
+	if err := o.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkAlways is sync = "always", one appender.
+func BenchmarkAlways(b *testing.B) {
+	c := outbox.Default()
+	c.Sync = outbox.Always
+	o, err := outbox.Open(disk.OS(), filepath.Join(b.TempDir(), "outbox"), c, quiet)
+	if err != nil {
+		b.Fatal(err)
+	}
+	before := writeBytes(b)
+	for b.Loop() {
+		if err := appendBench(o); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(writeBytes(b)-before)/float64(b.N*len(benchPayload)), "disk-B/payload-B")
+	if err := o.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func appendBench(o *outbox.Outbox) error {
+	return o.Append(context.Background(), "rs485-1", func(dst []byte, _ uint64) (string, []byte) {
+		return benchTopic, append(dst, benchPayload...)
+	})
+}
+
+type outboxStore struct{ o *outbox.Outbox }
+
+func newOutboxStore(dir string) (store, error) {
+	c := outbox.Default()
+	c.MaxBytes = 4 << 30
+	o, err := outbox.Open(disk.OS(), filepath.Join(dir, "outbox"), c, quiet)
+	return &outboxStore{o}, err
+}
+
+func (s *outboxStore) append(n int) error {
+	for range n {
+		if err := appendBench(s.o); err != nil {
+			return err
+		}
+	}
+	return s.o.Sync()
+}
+
+func (s *outboxStore) drain(n int) error {
+	for n > 0 {
+		run, err := s.o.Next(context.Background(), n, 1<<20)
+		if err != nil {
+			return err
+		}
+		for _, e := range run {
+			if len(e.Payload) != len(benchPayload) || e.Topic != benchTopic {
+				return fmt.Errorf("entry %d came back with %d bytes", e.ID, len(e.Payload))
+			}
+		}
+		s.o.Ack(run[len(run)-1].ID)
+		n -= len(run)
+	}
+	return nil
+}
+
+func (s *outboxStore) close() error { return s.o.Close() }
+
+// boltStore keeps the same entries in bbolt, a transaction per group.
+type boltStore struct {
+	db  *bbolt.DB
+	seq uint64
+}
+
+var boltBucket = []byte("outbox")
+
+func newBoltStore(dir string) (store, error) {
+	db, err := bbolt.Open(filepath.Join(dir, "outbox.db"), 0o600, nil)
+	if err != nil {
+		return nil, err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket(boltBucket); return err })
+	return &boltStore{db: db}, err
+}
+
+func (s *boltStore) append(n int) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket(boltBucket)
+		bucket.FillPercent = 1 // keys rise
+		for range n {
+			s.seq++
+			value := append(append([]byte{byte(len(benchTopic))}, benchTopic...), benchPayload...)
+			if err := bucket.Put(binary.BigEndian.AppendUint64(nil, s.seq), value); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *boltStore) drain(n int) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket(boltBucket)
+		var keys [][]byte
+		c := bucket.Cursor()
+		for k, v := c.First(); k != nil && len(keys) < n; k, v = c.Next() {
+			if len(v) != 1+len(benchTopic)+len(benchPayload) {
+				return fmt.Errorf("entry %x came back with %d bytes", k, len(v))
+			}
+			keys = append(keys, k)
+		}
+		if len(keys) != n {
+			return fmt.Errorf("%d entries of %d", len(keys), n)
+		}
+		for _, k := range keys {
+			if err := bucket.Delete(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *boltStore) close() error { return s.db.Close() }
+
+// writeBytes is what this process has had written to disks, in bytes.
+func writeBytes(b *testing.B) int64 {
+	b.Helper()
+	text, err := os.ReadFile("/proc/self/io")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var n int64
+	if _, rest, ok := bytes.Cut(text, []byte("\nwrite_bytes: ")); ok {
+		_, err = fmt.Sscan(string(rest), &n)
+	}
+	if err != nil || n < 0 {
+		b.Fatalf("no write_bytes in /proc/self/io: %v", err)
+	}
+	return n
+}
