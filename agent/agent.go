@@ -102,51 +102,55 @@ type agent struct {
 	restartOnce sync.Once
 }
 
-// open opens the parts from the ground up. What it opened is closed again when a later part
-// does not open.
-func open(ctx context.Context, c *config.Config, o Options) (a *agent, err error) {
-	a = &agent{config: c, options: o, log: o.Log, started: time.Now(), restart: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			a.close()
-		}
-	}()
+// open opens the parts. What it opened is closed again when a later part does not open.
+func open(ctx context.Context, c *config.Config, o Options) (*agent, error) {
+	a := &agent{config: c, options: o, log: o.Log, started: time.Now(), restart: make(chan struct{})}
+	if err := a.openParts(ctx); err != nil {
+		a.close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// openParts opens the parts from the ground up.
+func (a *agent) openParts(ctx context.Context) (err error) {
+	c := a.config
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		// The outbox works without a disk and says so; a key without one says so too.
 		a.log.LogAttrs(ctx, slog.LevelError, "state directory not usable", slog.Any("err", err))
 	}
 	if a.lock, err = lockState(c.StateDir); err != nil {
-		return nil, err
+		return err
 	}
 	fsys := disk.OS()
-	a.clock = clock.Open(fsys, filepath.Join(c.StateDir, "time"), o.Built, a.log)
+	a.clock = clock.Open(fsys, filepath.Join(c.StateDir, "time"), a.options.Built, a.log)
 	if a.identity, err = identity.Open(ctx, c.Identity, a.identityOptions(fsys)); err != nil {
-		return nil, err
+		return err
 	}
 	a.clock.Raise(a.identity.Current().Leaf().NotBefore)
 	if a.outbox, err = outbox.Open(fsys, filepath.Join(c.StateDir, "outbox"), c.Outbox, a.log); err != nil {
-		return nil, fmt.Errorf("opening the outbox: %w", err)
+		return fmt.Errorf("opening the outbox: %w", err)
 	}
 	device := a.identity.Device()
 	if a.encoder, err = encode.New(c.Encode, c.Session.Topics.Readings, device, a.outbox.Boot()); err != nil {
-		return nil, err
+		return err
 	}
 	for _, line := range c.Lines {
 		l, err := hw.New(line, a.take, a.log)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		a.lines = append(a.lines, l)
 	}
 	if err := a.openCommands(fsys); err != nil {
-		return nil, err
+		return err
 	}
 	a.local = local.New(c.Local, local.Backend{
 		Status:  func() any { return a.status() },
 		Metrics: func(w io.Writer) { writeMetrics(w, a.status()) },
 		Command: a.commands.local,
 	}, a.log)
-	return a, a.openSession()
+	return a.openSession()
 }
 
 func (a *agent) identityOptions(fsys disk.FS) identity.Options {
