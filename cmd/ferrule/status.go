@@ -65,17 +65,19 @@ func printIdentity(w io.Writer, s identity.Status) {
 	}
 	if s.TPM != nil {
 		fmt.Fprintf(w, "\tTPM %s %s at %s, lockout counter %d, %s\n",
-			s.TPM.Vendor, s.TPM.Firmware, s.TPM.Path, s.TPM.LockoutCounter, commandCounts(s.TPM.Commands))
+			strings.Join(strings.Fields(s.TPM.Vendor), " "), s.TPM.Firmware, s.TPM.Path, s.TPM.LockoutCounter, listCounts(s.TPM.Commands))
 	}
 	fmt.Fprintf(w, "certificate\t%d days left, until %s, issued by %s\n",
 		s.DaysLeft, s.NotAfter.Format(time.DateOnly), s.Issuer)
 }
 
-// commandCounts lists TPM commands, the most frequent first.
-func commandCounts(counts map[string]uint64) string {
-	names := make([]string, 0, len(counts))
-	for name := range counts {
-		names = append(names, name)
+// listCounts lists what was counted at all, the most frequent first.
+func listCounts(counts map[string]uint64) string {
+	var names []string
+	for name, n := range counts {
+		if n > 0 {
+			names = append(names, name)
+		}
 	}
 	slices.SortFunc(names, func(a, b string) int {
 		if counts[a] != counts[b] {
@@ -94,6 +96,8 @@ func printSession(w io.Writer, s session.Status, now time.Time) {
 	switch {
 	case s.Stage == session.StageUp:
 		fmt.Fprintf(w, "session\tup for %s to %s (%s), %s\n", since(now, s.Since), s.Broker, s.Address, s.TLSVersion)
+	case s.Stage == session.StageWaiting:
+		fmt.Fprintf(w, "session\tdown; attempt %d in %s\n", s.Attempts+1, s.NextAttempt.Sub(now).Round(100*time.Millisecond))
 	default:
 		fmt.Fprintf(w, "session\t%s\n", s.Stage)
 	}
@@ -129,10 +133,10 @@ func printLine(w io.Writer, s hw.Status) {
 }
 
 func errorCounts(counts map[string]uint64) string {
-	if len(counts) == 0 {
-		return ", no errors"
+	if list := listCounts(counts); list != "" {
+		return ", errors: " + list
 	}
-	return ", errors: " + commandCounts(counts)
+	return ", no errors"
 }
 
 func since(now, then time.Time) time.Duration { return now.Sub(then).Round(time.Second) }
