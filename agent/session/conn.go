@@ -177,8 +177,8 @@ func (c *conn) explain(err error) error {
 // alertGrace is how long the alert behind a failed write is waited for.
 const alertGrace = 200 * time.Millisecond
 
-// pong forgets the PINGRESP that came.
-func (c *conn) pong() {
+// forgetPong forgets the PINGRESP that came.
+func (c *conn) forgetPong() {
 	select {
 	case <-c.ponged:
 	default:

@@ -72,8 +72,10 @@ func (l *link) aloneAndAlive(ctx context.Context) bool {
 	if !l.window.empty(ctx) {
 		return false
 	}
-	l.conn.pong()
-	l.conn.ping(l.conn.writeTimeout)
+	l.conn.forgetPong()
+	if _, err := l.conn.Write(pingreq[:]); err != nil {
+		return false
+	}
 	select {
 	case <-l.conn.ponged:
 		return true

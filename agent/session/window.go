@@ -48,10 +48,15 @@ func (w *window) inFlight() (n int, since time.Time) {
 	return w.n, w.since
 }
 
+// gather is how long a window that was full waits for more than one place to become free.
+const gather = 5 * time.Millisecond
+
 // room waits for room and returns how much there is, or 0 when ctx has ended. A full window
-// opens again when a quarter of it is free, so that several messages share one write.
+// opens again when a quarter of it is free, so that several messages share one write, or a
+// moment after one place is.
 func (w *window) room(ctx context.Context) int {
 	full := false
+	var late <-chan time.Time
 	for ctx.Err() == nil {
 		n, _ := w.inFlight()
 		free := w.limit - n
@@ -59,8 +64,13 @@ func (w *window) room(ctx context.Context) int {
 		if free > 0 && (!full || free >= (w.limit+3)/4) {
 			return free
 		}
+		if free > 0 && late == nil {
+			late = time.After(gather)
+		}
 		select {
 		case <-w.wake:
+		case <-late:
+			full, late = false, nil
 		case <-ctx.Done():
 		}
 	}
