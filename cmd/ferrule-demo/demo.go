@@ -26,6 +26,7 @@ type demo struct {
 	cuts       int // of the network, while the agent lived on
 	kills      []kill
 	stopped    time.Time
+	givenUp    time.Time // polls before it are not waited for any more
 	enrollment counters
 	key        keyFacts
 
@@ -122,7 +123,7 @@ func (d *demo) evidence() evidence {
 
 // patience is how long the demo waits for what should take moments; the agent's back-off after
 // a cut may take several seconds.
-const patience = time.Minute
+const patience = 40 * time.Second
 
 var errLate = errors.New("it did not come in time")
 

@@ -45,20 +45,20 @@ func (d *demo) scene() {
 	w := d.world
 	d.screen.line(bold, "Ferrule: two meters ─ RS-485 ─ agent, key in a TPM ═ mutual TLS ═ MQTT broker")
 	d.heading(1, "The world, all of it on loopback and in "+w.dir)
-	d.item("broker", "mqtts://%s, client certificates required, writes a ledger before each PUBACK", w.broker.Address())
+	d.item("broker", "mqtts://%s, client certificates required; a ledger entry before each PUBACK", w.broker.Address())
 	d.item("registrar", "https://%s, one-time tokens", w.registrar)
 	if w.weak() {
 		d.item("TPM", "%s", d.screen.paint(bad, "NONE: swtpm is missing, the key will be a file. WEAK: whoever reads the disk can copy it"))
 		d.item("", "%s", "install it: apt-get install swtpm")
 	} else {
-		d.item("TPM", "swtpm, a TPM 2.0 in software; each command on its socket is counted")
+		d.item("TPM", "swtpm, a TPM 2.0 in software; the commands on its socket are counted")
 	}
 	var units []string
 	for _, m := range w.meters {
-		units = append(units, fmt.Sprintf("%s (address %d)", m.name, m.unit.Address()))
+		units = append(units, fmt.Sprintf("%s at address %d", m.name, m.unit.Address()))
 	}
-	d.item("line", "%s, Modbus RTU at %s: %s", w.wire.Path(), lineSettings, strings.Join(units, ", "))
-	d.item("agent", "%s, a process of its own; a poll of each meter every %v", shorten(d.program.path), d.every)
+	d.item("line", "%s, Modbus RTU, %s: %s", w.wire.Path(), lineSettings, strings.Join(units, ", "))
+	d.item("agent", "%s, a process of its own; polls each meter every %v", shorten(d.program.path), d.every)
 }
 
 // shorten gives a path as seen from the working directory, where it is below it.
@@ -175,7 +175,8 @@ func (d *demo) cutNetwork(ctx context.Context, length time.Duration) error {
 func (d *demo) backlog(done func() bool) error {
 	err := d.until("the backlog", done)
 	if errors.Is(err, errLate) {
-		d.screen.event(bad, "━━ the backlog has not come within %v", patience)
+		d.screen.event(bad, "━━ %d readings have not come within %v", len(d.waiting()), patience)
+		d.givenUp = time.Now()
 		return nil
 	}
 	return err
@@ -206,7 +207,8 @@ func (d *demo) killAgent(ctx context.Context, length time.Duration) error {
 	}
 	d.screen.event(act, "━━ the network is cut again, and this time the agent will not live to see it back")
 	d.world.broker.Cut()
-	pause(ctx, time.Now().Add(share(length, 12, 4)))
+	// Long enough for some readings to be older than what a crash may cost.
+	pause(ctx, time.Now().Add(max(share(length, 12, 4), 17*syncWithin/10)))
 	waiting, boot := d.waiting(), d.world.ledger.boot()
 	pid := d.process.Process.Pid
 	k := kill{at: d.process.kill()}

@@ -13,14 +13,16 @@ import (
 )
 
 // waiting lists the polls that have not reached the broker, the oldest first. Those that a
-// kill before has excused are not among them.
+// kill before has excused are not among them, nor those that were given up.
 func (d *demo) waiting() []poll {
 	e := d.evidence()
 	received := make(map[pollID]bool, len(e.arrivals))
 	for _, a := range e.arrivals {
 		received[pollID{a.unit, a.count}] = true
 	}
-	list := slices.DeleteFunc(e.polls, func(p poll) bool { return received[pollID{p.unit, p.count}] || e.unsynced(p) })
+	list := slices.DeleteFunc(e.polls, func(p poll) bool {
+		return received[pollID{p.unit, p.count}] || e.unsynced(p) || p.at.Before(d.givenUp)
+	})
 	slices.SortFunc(list, func(a, b poll) int { return a.at.Compare(b.at) })
 	return list
 }
