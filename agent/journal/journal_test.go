@@ -122,7 +122,7 @@ func TestWhatIsKeptIsBounded(t *testing.T) {
 	j := open(t, d)
 	reply := bytes.Repeat([]byte("r"), journal.MaxReply)
 	begin(t, j, "running", true)
-	for i := range 3000 {
+	for i := range 1600 {
 		id := fmt.Sprintf("c%d", i)
 		begin(t, j, id, i%2 == 0)
 		finish(t, j, id, reply)
@@ -131,8 +131,8 @@ func TestWhatIsKeptIsBounded(t *testing.T) {
 	finish(t, j, "long", append(reply, 'r'))
 	for _, j := range []*journal.Journal{j, open(t, d.Kill())} {
 		want(t, j, "c0", journal.New, "")
-		want(t, j, "c2999", journal.Answered, string(reply))
-		want(t, j, "c2200", journal.Answered, "") // its reply is forgotten
+		want(t, j, "c1599", journal.Answered, string(reply))
+		want(t, j, "c800", journal.Answered, "") // its reply is forgotten
 		want(t, j, "long", journal.Answered, "")
 		if n := j.Status().Commands; n != journal.Keep {
 			t.Errorf("%d commands are kept", n)

@@ -162,6 +162,44 @@ func TestADiskThatRefusesForGoodKeepsMemoryBounded(t *testing.T) {
 	}
 }
 
+// The disk is full before the outbox is, because of others: what is new replaces what is old on it.
+func TestAFullDiskMakesRoomForWhatIsNew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDisk(t)
+		capacity := 24 << 10
+		d.Fail(func(op disktest.Op) error {
+			used := 0
+			for _, name := range d.Names() {
+				data, _ := d.Content(name)
+				used += len(data)
+			}
+			if op.Kind == disktest.Write && used+op.Size > capacity {
+				return &disktest.ShortWrite{N: max(0, capacity-used), Err: syscall.ENOSPC}
+			}
+			return nil
+		})
+		o := open(t, d, small())
+		stop := start(t, o)
+		for range 1000 {
+			add(t, o, 1)
+			time.Sleep(time.Second)
+		}
+		again := open(t, d.PowerCut(), small())
+		got := drain(t, again, 100)
+		if len(got) < 40 || got[len(got)-1].seq < 700 {
+			t.Errorf("on disk are %d entries, the last %v", len(got), got[len(got)-1])
+		}
+		closeBox(t, again)
+		d.Fail(nil)
+		stop()
+		s := o.Status()
+		if left := drain(t, o, 100); len(left)+int(s.Dropped) != 1000 || s.Dropped == 0 {
+			t.Errorf("%d left, %d dropped", len(left), s.Dropped)
+		}
+		closeBox(t, o)
+	})
+}
+
 // A sync that failed is never asked of the same file again.
 func TestAFailedSyncCondemnsTheSegment(t *testing.T) {
 	d := newDisk(t)

@@ -205,6 +205,7 @@ func (o *Outbox) encode(encode func(dst []byte, seq uint64) (string, []byte)) (t
 func (o *Outbox) Next(ctx context.Context, maxEntries, maxBytes int) ([]Entry, error) {
 	for {
 		if err := ctx.Err(); err != nil {
+			signal(o.ready) // for another, if it was taken from there
 			return nil, err
 		}
 		run, load, err := o.handOut(maxEntries, maxBytes)

@@ -81,11 +81,28 @@ func (o *Outbox) flush() error {
 	if err != nil {
 		o.writer.pause = min(max(2*o.writer.pause, firstPause), longestPause)
 		o.writer.retryAt = time.Now().Add(o.writer.pause)
+		o.makeSpace(err)
 	} else {
 		o.writer.pause = 0
 	}
 	o.report(writing, err)
 	return err
+}
+
+// makeSpace gives up the oldest segment where the disk is full before the outbox is, and memory fills up: with
+// drop-oldest what is new goes before what is old. The next attempt has its room.
+func (o *Outbox) makeSpace(err error) {
+	if o.config.WhenFull != DropOldest || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.unsaved <= o.memoryLimit/2 {
+		return
+	}
+	if s := o.oldestIdle(); s != nil {
+		o.giveUp(s)
+	}
 }
 
 // prepare makes the folder and finds out which segment numbers are taken.
