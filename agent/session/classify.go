@@ -107,6 +107,9 @@ func Classify(stage Stage, err error) Failure {
 	if err == nil {
 		err = io.EOF
 	}
+	if staged, ok := errors.AsType[*stageError](err); ok {
+		err = staged.err
+	}
 	f := classify(stage, err)
 	if own := hint.Of(err); own != "" {
 		f.hint = own

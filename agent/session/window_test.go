@@ -1,0 +1,85 @@
+package session
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestPacerSpacesMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := pacer{rate: 100, last: time.Now()}
+		start, sent := time.Now(), 0
+		for sent < 1000 {
+			n := p.take(t.Context(), 50)
+			if n < 1 || n > 10 {
+				t.Fatalf("%d at one time", n)
+			}
+			sent += n
+		}
+		if took := time.Since(start); took < 9800*time.Millisecond || took > 10100*time.Millisecond {
+			t.Errorf("1000 messages at 100/s took %v", took)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		for p.take(ctx, 1) > 0 {
+		}
+		if n := (&pacer{}).take(t.Context(), 77); n != 77 {
+			t.Errorf("without a limit: %d", n)
+		}
+	})
+}
+
+func TestWindowOpensByQuarters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWindow(16)
+		if n := w.room(t.Context()); n != 16 {
+			t.Fatalf("room %d", n)
+		}
+		w.add(16)
+		rooms := make(chan int)
+		go func() { rooms <- w.room(t.Context()) }()
+		synctest.Wait()
+		w.done(4)
+		if n := <-rooms; n != 4 {
+			t.Errorf("room %d after a quarter was acknowledged", n)
+		}
+		w.add(4)
+		start := time.Now()
+		go func() { rooms <- w.room(t.Context()) }()
+		synctest.Wait()
+		w.done(1)
+		if n := <-rooms; n != 1 || time.Since(start) != gather {
+			t.Errorf("room %d after %v", n, time.Since(start))
+		}
+	})
+}
+
+func TestBackoffIsFullJitterWithinBounds(t *testing.T) {
+	for n, bound := range map[int]time.Duration{0: 2 * time.Second, 1: 4 * time.Second, 4: 32 * time.Second, 5: time.Minute, 6: time.Minute, 500: time.Minute} {
+		if d := backoff(n, 0); d != 0 {
+			t.Errorf("attempt %d: at least %v", n, d)
+		}
+		if d := backoff(n, 0.5); d != bound/2 {
+			t.Errorf("attempt %d: half is %v, the bound %v", n, d, bound)
+		}
+	}
+}
+
+func TestFirstAttemptIsMadeAtOnce(t *testing.T) {
+	w := newWorld(t)
+	b, _ := w.broker()
+	s := w.session(b.Address())
+	s.random = func() float64 { return 1 } // any pause is a long one
+	w.run(s)
+	until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+}
+
+func TestSecondBrokerIsTriedAfterTheFirst(t *testing.T) {
+	w := newWorld(t)
+	b, _ := w.broker()
+	s := w.session(freeAddress(t), func(o *Options) { o.Brokers = append(o.Brokers, "mqtts://"+b.Address()) })
+	w.run(s)
+	until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+}
