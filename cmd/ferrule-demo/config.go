@@ -40,27 +40,32 @@ protocol = "modbus-rtu"
 `, w.path("state"), w.tpmPath(), w.keyRef(), w.weak(), w.registrar, w.path("ca", "root.crt"), w.broker.Address(),
 		syncWithin.String(), w.path("agent.sock"), lineName, w.wire.Path(), lineSettings)
 	for _, m := range w.meters {
-		fmt.Fprintf(&text, `
+		m.configure(&text)
+	}
+	if err := os.WriteFile(w.path("ferrule.toml"), []byte(text.String()), 0o600); err != nil {
+		return fmt.Errorf("writing the configuration: %w", err)
+	}
+	return nil
+}
+
+// configure writes the meter's unit and its points.
+func (m *meter) configure(text *strings.Builder) {
+	fmt.Fprintf(text, `
 [[line.unit]]
 name = %q
 address = %d
 every = %q
 timeout = "2s"
 `, m.name, m.unit.Address(), m.every.String())
-		for _, p := range []struct {
-			name, kind, uom string
-			at              int
-		}{
-			{"voltage", "float32", "V", voltageAt}, {"current", "float32", "A", currentAt}, {"power", "float32", "W", powerAt},
-			{"energy", "float32", "kWh", energyAt}, {"count", "uint32", "", countAt},
-		} {
-			fmt.Fprintf(&text, "[[line.unit.point]]\nname = %q\nat = \"input:%d\"\ntype = %q\nuom = %q\n", p.name, p.at, p.kind, p.uom)
-		}
+	for _, p := range []struct {
+		name, kind, uom string
+		at              int
+	}{
+		{"voltage", "float32", "V", voltageAt}, {"current", "float32", "A", currentAt}, {"power", "float32", "W", powerAt},
+		{"energy", "float32", "kWh", energyAt}, {"count", "uint32", "", countAt},
+	} {
+		fmt.Fprintf(text, "[[line.unit.point]]\nname = %q\nat = \"input:%d\"\ntype = %q\nuom = %q\n", p.name, p.at, p.kind, p.uom)
 	}
-	if err := os.WriteFile(w.path("ferrule.toml"), []byte(text.String()), 0o600); err != nil {
-		return fmt.Errorf("writing the configuration: %w", err)
-	}
-	return nil
 }
 
 // path is a path in the demo's folder.
