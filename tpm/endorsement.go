@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -32,11 +33,28 @@ func SetAside(uri string, o KeyOptions) error {
 	if err != nil {
 		return err
 	}
-	if r.kind != refTPMFile {
+	if r.kind == refHandle {
 		return fmt.Errorf("setting aside key %s: %w", uri, errors.ErrUnsupported)
 	}
 	if err := r.o.FS.Rename(r.path, r.path+".lost"); err != nil {
 		return fmt.Errorf("setting aside key %s: %w", uri, err)
+	}
+	return nil
+}
+
+// SettleKey makes durable the key that OpenKey found at uri. Whoever stored it may have been
+// killed before its name was synced, and then a power cut can still take it away.
+func SettleKey(uri string, o KeyOptions) error {
+	r, err := parseRef(uri, o)
+	if err != nil || r.kind == refHandle {
+		return err
+	}
+	err = r.makeFolder()
+	if err == nil {
+		err = r.o.FS.SyncDir(filepath.Dir(r.path))
+	}
+	if err != nil {
+		return fmt.Errorf("syncing key %s: %w", uri, err)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"ferrule/agent/enroll"
@@ -81,14 +82,23 @@ func (i *Identity) openOrCreateKey(ctx context.Context, force bool) (err error) 
 		return err
 	}
 	i.key, err = tpm.OpenKey(ctx, i.config.Key, i.keyOptions(r))
+	if err == nil {
+		return tpm.SettleKey(i.config.Key, i.keyOptions(r))
+	}
 	if lost := errors.Is(err, tpm.ErrOwnerChanged) || errors.Is(err, tpm.ErrKeyCorrupt); lost && force {
 		if err = i.explain(ctx, r, err); errors.Is(err, ErrWrongTPM) {
 			return err
 		}
-		if err = tpm.SetAside(i.config.Key, i.keyOptions(record{})); err != nil {
+		// Forgotten first: a power cut before the new record would else leave the old owner's
+		// name, by which the next attempt took the new key for a lost one.
+		r.SRKName = nil
+		if err = writeRecord(i.o, r); err != nil {
 			return err
 		}
-		r, err = record{}, tpm.ErrNoKey
+		if err = tpm.SetAside(i.config.Key, i.keyOptions(r)); err != nil {
+			return err
+		}
+		err = tpm.ErrNoKey
 	}
 	if errors.Is(err, tpm.ErrNoKey) {
 		i.key, err = tpm.CreateKeyAt(ctx, i.config.Key, tpm.KeySpec{}, i.keyOptions(r))
@@ -129,7 +139,12 @@ func (i *Identity) store(ctx context.Context, enrolled enroll.Result) (Result, e
 	if err := writeRecord(i.o, r); err != nil {
 		return Result{}, err
 	}
-	if err := atomicfile.Write(i.o.FS, below(i.o, i.config.Certificate), enrolled.Chain, 0o644); err != nil {
+	path := below(i.o, i.config.Certificate)
+	err = i.o.FS.MkdirAll(filepath.Dir(path), 0o700)
+	if err == nil {
+		err = atomicfile.Write(i.o.FS, path, enrolled.Chain, 0o644)
+	}
+	if err != nil {
 		return Result{}, hint.With(fmt.Errorf("writing the certificate: %w", err), "run it again with the same token: nothing is lost")
 	}
 	return i.result(), nil

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"text/tabwriter"
@@ -19,9 +18,6 @@ func runCAInit(_ context.Context, e *env) error {
 	ca, err := registrar.InitCA(disk.OS(), dir, e.name)
 	if err != nil {
 		return err
-	}
-	if len(e.hosts) == 0 {
-		e.hosts = hosts{"localhost", "127.0.0.1"}
 	}
 	for _, server := range []string{"broker", "registrar"} {
 		if err := ca.Server(server, e.hosts); err != nil {
@@ -39,7 +35,7 @@ Keep root.key and device-ca.key where nobody else reads them.
 
 func runCAServer(_ context.Context, e *env) error {
 	if e.name == "" || len(e.hosts) == 0 {
-		return hint.With(errors.New("--name and --host are needed"), "ferrule-factory ca server --name broker2 --host broker2.example DIR")
+		return hint.With(fmt.Errorf("%w: --name and --host are needed", errUsage), "ferrule-factory ca server --name broker2 --host broker2.example DIR")
 	}
 	ca, err := registrar.OpenCA(disk.OS(), e.flags.Arg(0))
 	if err != nil {
@@ -49,13 +45,16 @@ func runCAServer(_ context.Context, e *env) error {
 }
 
 func runTokenAdd(_ context.Context, e *env) error {
+	if e.device == "" || e.valid <= 0 {
+		return hint.With(fmt.Errorf("%w: --device is needed, and --valid above zero", errUsage), "ferrule-factory token add --device ID DIR")
+	}
 	ca, err := registrar.OpenCA(disk.OS(), e.flags.Arg(0))
 	if err != nil {
 		return err
 	}
 	token, err := ca.AddToken(e.device, e.valid)
 	if err != nil {
-		return hint.With(err, "name the device with --device")
+		return err
 	}
 	if e.json {
 		return json.NewEncoder(e.stdout).Encode(map[string]any{
@@ -129,6 +128,9 @@ func registrarFlags(e *env) {
 }
 
 func runRegistrar(ctx context.Context, e *env) error {
+	if e.ca == "" || e.valid <= 0 {
+		return hint.With(fmt.Errorf("%w: --ca is needed, and --life above zero", errUsage), "ferrule-factory registrar --ca DIR")
+	}
 	ca, err := registrar.OpenCA(disk.OS(), e.ca)
 	if err != nil {
 		return err

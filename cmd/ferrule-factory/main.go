@@ -24,6 +24,9 @@ const (
 	exitUsage  = 2
 )
 
+// errUsage says that a flag is missing or has no sense.
+var errUsage = errors.New("the command line is wrong")
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
@@ -134,6 +137,9 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 		fmt.Fprintf(stderr, "ferrule-factory: error: %v\n", err)
 		if h := hint.Of(err); h != "" {
 			fmt.Fprintf(stderr, "ferrule-factory: hint: %s\n", h)
+		}
+		if errors.Is(err, errUsage) {
+			return exitUsage
 		}
 		return exitFailed
 	}

@@ -56,8 +56,11 @@ type authority struct {
 // it is safe to run again after a cut at any write. A key is durable before anything is
 // signed with it.
 func InitCA(fsys disk.FS, dir, name string) (*CA, error) {
-	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+	if err := makeFolder(fsys, dir); err != nil {
 		return nil, fmt.Errorf("making the CA directory: %w", err)
+	}
+	if err := settle(fsys, dir); err != nil {
+		return nil, err
 	}
 	c := &CA{fsys: fsys, dir: dir}
 	var err error
@@ -77,8 +80,33 @@ func OpenCA(fsys disk.FS, dir string) (*CA, error) {
 	if c.root, err = c.readAuthority(rootName); err != nil {
 		return nil, err
 	}
-	c.device, err = c.readAuthority(deviceName)
-	return c, err
+	if c.device, err = c.readAuthority(deviceName); err != nil {
+		return nil, err
+	}
+	return c, settle(fsys, dir)
+}
+
+// makeFolder makes a folder durably, with those above it: a synced file is lost with an
+// unsynced folder. One that may not be read was not made here.
+func makeFolder(fsys disk.FS, folder string) error {
+	if err := fsys.MkdirAll(folder, 0o700); err != nil {
+		return err
+	}
+	for up := filepath.Dir(folder); up != folder; folder, up = up, filepath.Dir(up) {
+		if err := fsys.SyncDir(up); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle makes durable what is in a folder already. A process that was killed between its
+// rename and its sync leaves files that are seen, and that a power cut may still take away.
+func settle(fsys disk.FS, folder string) error {
+	if err := fsys.SyncDir(folder); err != nil {
+		return fmt.Errorf("syncing %s: %w", folder, err)
+	}
+	return nil
 }
 
 func (c *CA) ensureAuthority(file, name string, issuer *authority) (authority, error) {
@@ -161,10 +189,21 @@ func (c *CA) readKey(file string) (*ecdsa.PrivateKey, error) {
 }
 
 // Server makes, or finds, the certificate of one server: NAME.crt and NAME.key in the
-// directory. hosts are DNS names and IP addresses; the certificate is signed by the root.
+// directory. hosts are DNS names and IP addresses, this machine's own where there are none;
+// the certificate is signed by the root. One that is there and lacks a host is an error.
 func (c *CA) Server(name string, hosts []string) error {
-	if _, err := c.read(name+".crt", "CERTIFICATE"); err == nil || !errors.Is(err, fs.ErrNotExist) {
+	if !deviceID.MatchString(name) || name == rootName || name == deviceName {
+		return hint.With(fmt.Errorf("%q cannot be the name of a server's files", name), "take letters, digits and . _ -")
+	}
+	der, err := c.read(name+".crt", "CERTIFICATE")
+	if err == nil {
+		return c.checkServer(name, der[0], hosts)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if len(hosts) == 0 {
+		hosts = []string{"localhost", "127.0.0.1"}
 	}
 	key, err := c.ensureKey(name)
 	if err != nil {
@@ -182,11 +221,25 @@ func (c *CA) Server(name string, hosts []string) error {
 			template.DNSNames = append(template.DNSNames, host)
 		}
 	}
-	der, err := sign(template, c.root.certificate, key.Public(), c.root.key, serverLife)
+	signed, err := sign(template, c.root.certificate, key.Public(), c.root.key, serverLife)
 	if err != nil {
 		return fmt.Errorf("signing %s: %w", name, err)
 	}
-	return c.write(name+".crt", "CERTIFICATE", der, 0o644)
+	return c.write(name+".crt", "CERTIFICATE", signed, 0o644)
+}
+
+func (c *CA) checkServer(name string, der []byte, hosts []string) error {
+	certificate, err := x509.ParseCertificate(der)
+	if err != nil {
+		return fmt.Errorf("reading %s.crt: %w", name, err)
+	}
+	for _, host := range hosts {
+		if err := certificate.VerifyHostname(host); err != nil {
+			return hint.With(fmt.Errorf("%s.crt is there already, for other hosts: %w", name, err),
+				fmt.Sprintf("remove %s to have a new one made for the same key", filepath.Join(c.dir, name+".crt")))
+		}
+	}
+	return nil
 }
 
 // Device signs the certificate of a device from its checked request. Nothing but the public

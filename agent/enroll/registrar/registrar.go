@@ -128,7 +128,7 @@ func serve[Q, A any](r *Registrar, answer func(Q) (A, *wire.Error)) http.Handler
 		a, refused := answer(q)
 		if refused != nil {
 			r.log.LogAttrs(request.Context(), slog.LevelWarn, "enrollment refused", slog.String("code", refused.Code),
-				slog.String("err", refused.Text), slog.String("from", request.RemoteAddr))
+				slog.Any("err", refused.Logged()), slog.String("from", request.RemoteAddr))
 			write(w, statusOf(refused.Code), refused)
 			return
 		}
@@ -194,7 +194,7 @@ func refuseToken(err error) *wire.Error {
 
 // internal keeps the registrar's own troubles out of the answer; they are in its log.
 func internal(err error) *wire.Error {
-	return &wire.Error{Code: wire.CodeInternal, Text: "the registrar has a fault of its own: " + err.Error()}
+	return &wire.Error{Code: wire.CodeInternal, Text: "the registrar has a fault of its own", Hint: "see the registrar's log", Cause: err}
 }
 
 // makeRoom forgets sessions that were given up. The caller holds mu.
@@ -293,7 +293,7 @@ func (r *Registrar) issue(s *session) (Grant, error) {
 			return Grant{}, &wire.Error{Code: wire.CodeTokenUsed, Text: "the token was used already, with another key",
 				Hint: "if this device lost its key, get a new token: ferrule-factory token add"}
 		}
-		return grant, nil
+		return grant, settle(r.ca.fsys, filepath.Join(r.ca.dir, tokenDir))
 	}
 	chain, serial, err := r.ca.Device(s.csr, grant.Device, r.life)
 	if err != nil {

@@ -53,7 +53,10 @@ func (c *CA) AddToken(device string, valid time.Duration) (string, error) {
 	if !deviceID.MatchString(device) {
 		return "", fmt.Errorf("device id %q: %w", device, errDeviceID)
 	}
-	if err := c.fsys.MkdirAll(filepath.Join(c.dir, tokenDir), 0o700); err != nil {
+	if valid <= 0 {
+		return "", fmt.Errorf("a token that is valid for %v cannot be redeemed", valid)
+	}
+	if err := makeFolder(c.fsys, filepath.Join(c.dir, tokenDir)); err != nil {
 		return "", fmt.Errorf("making the directory of tokens: %w", err)
 	}
 	secret := make([]byte, 20)

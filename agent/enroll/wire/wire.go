@@ -92,6 +92,16 @@ type Error struct {
 	Code string `json:"code"`
 	Text string `json:"error"`
 	Hint string `json:"hint,omitempty"`
+	// Cause is for the log of the registrar, and never sent.
+	Cause error `json:"-"`
 }
 
 func (e *Error) Error() string { return e.Text }
+
+// Logged returns what the registrar's log says of it.
+func (e *Error) Logged() error {
+	if e.Cause != nil {
+		return e.Cause
+	}
+	return e
+}
