@@ -141,9 +141,6 @@ func recovered(t testing.TB, state *disktest.Disk, c outbox.Config) {
 	}
 }
 
-// once runs f in a bubble of its own: nothing waits in real time.
-func once(t *testing.T, f func(t *testing.T)) { synctest.Test(t, f) }
-
 // replay cuts the power everywhere in a story, and in some states again while they recover.
 func replay(t *testing.T, c outbox.Config, tell func(s *story)) int {
 	cuts, states, second := 0, 0, 0
@@ -199,131 +196,15 @@ func (p prefixed) Fatalf(format string, args ...any) {
 }
 
 func TestPowerCutAnywhere(t *testing.T) {
-	always := small()
-	always.Sync = outbox.Always
-	stories := map[string]struct {
-		c    outbox.Config
-		tell func(s *story)
-	}{
-		"group commit": {small(), func(s *story) {
-			rng := rand.New(rand.NewPCG(1, 2))
-			for range 150 {
-				s.append(1 + rng.IntN(5))
-				switch rng.IntN(6) {
-				case 0, 1:
-					s.sync()
-				case 2:
-					s.take(1 + rng.IntN(8))
-				case 3:
-					s.take(25)
-					s.ack(1 + rng.IntN(30))
-				case 4:
-					s.rewind()
-				}
-			}
-			s.sync()
-			for range 40 {
-				s.take(10)
-				s.ack(10)
-			}
-			_ = s.o.Close()
-			s.open()
-			s.append(3)
-			s.sync()
-		}},
-		"always": {always, func(s *story) {
-			for i := range 120 {
-				s.append(1)
-				if i%7 == 6 {
-					s.take(5)
-					s.ack(4)
-				}
-				if i == 30 { // killed
-					s.open()
-				}
-			}
-		}},
-		"restarts": {small(), func(s *story) {
-			for i := range 8 {
-				s.append(12)
-				s.sync()
-				s.take(9)
-				s.ack(9)
-				s.append(2)
-				if i%2 == 0 {
-					if seq := s.o.Status().Seq; s.o.Close() == nil {
-						s.promise(seq)
-					}
-				}
-				s.open()
-			}
-		}},
-		"run": {small(), func(s *story) {
-			stop := start(s.t, s.o)
-			for i := range 40 {
-				s.append(4)
-				seq := s.o.Status().Seq
-				time.Sleep(time.Second)
-				synctest.Wait()
-				s.promise(seq)
-				if i%4 == 3 {
-					s.take(30)
-					s.ack(12)
-				}
-			}
-			stop()
-		}},
-		"drop oldest": {small(), func(s *story) {
-			for range 16 {
-				s.dropping()
-				s.append(25)
-				s.sync()
-				s.take(3)
-				s.ack(2)
-			}
-		}},
-		"failed syncs": {small(), func(s *story) {
-			for i := range 60 {
-				fail := i%3 == 1
-				s.d.Fail(func(op disktest.Op) error {
-					if fail && (op.Kind == disktest.Sync || i%2 == 0 && op.Kind == disktest.SyncDir) {
-						fail = false
-						return syscall.EIO
-					}
-					return nil
-				})
-				s.append(4)
-				s.sync() // fails
-				s.append(2)
-				s.sync()
-				s.take(4)
-				s.ack(3)
-			}
-		}},
-		"full disk": {small(), func(s *story) {
-			for i := range 45 {
-				full := 3
-				s.d.Fail(func(op disktest.Op) error {
-					if i%3 == 1 && op.Kind == disktest.Write && full > 0 {
-						full--
-						return &disktest.ShortWrite{N: op.Size / 3, Err: syscall.ENOSPC}
-					}
-					return nil
-				})
-				for range 4 {
-					s.append(3)
-					s.sync()
-				}
-				s.take(15)
-				s.ack(12)
-			}
-		}},
-	}
 	total := 0
-	for name, story := range stories {
+	for name, tell := range stories {
 		t.Run(name, func(t *testing.T) {
-			once(t, func(t *testing.T) {
-				total += replay(t, story.c, story.tell)
+			synctest.Test(t, func(t *testing.T) {
+				c := small()
+				if name == "always" {
+					c.Sync = outbox.Always
+				}
+				total += replay(t, c, tell)
 			})
 		})
 	}
@@ -331,4 +212,121 @@ func TestPowerCutAnywhere(t *testing.T) {
 	if total < 10_000/thin {
 		t.Errorf("only %d states", total)
 	}
+}
+
+// stories are what happens to an outbox until its power is cut.
+var stories = map[string]func(s *story){
+	"group commit": func(s *story) {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for range 150 {
+			s.append(1 + rng.IntN(5))
+			switch rng.IntN(6) {
+			case 0, 1:
+				s.sync()
+			case 2:
+				s.take(1 + rng.IntN(8))
+			case 3:
+				s.take(25)
+				s.ack(1 + rng.IntN(30))
+			case 4:
+				s.rewind()
+			}
+		}
+		s.sync()
+		for range 40 {
+			s.take(10)
+			s.ack(10)
+		}
+		_ = s.o.Close()
+		s.open()
+		s.append(3)
+		s.sync()
+	},
+	"always": func(s *story) {
+		for i := range 120 {
+			s.append(1)
+			if i%7 == 6 {
+				s.take(5)
+				s.ack(4)
+			}
+			if i == 30 { // killed
+				s.open()
+			}
+		}
+	},
+	"restarts": func(s *story) {
+		for i := range 8 {
+			s.append(12)
+			s.sync()
+			s.take(9)
+			s.ack(9)
+			s.append(2)
+			if i%2 == 0 {
+				if seq := s.o.Status().Seq; s.o.Close() == nil {
+					s.promise(seq)
+				}
+			}
+			s.open()
+		}
+	},
+	"run": func(s *story) {
+		stop := start(s.t, s.o)
+		for i := range 40 {
+			s.append(4)
+			seq := s.o.Status().Seq
+			time.Sleep(time.Second)
+			synctest.Wait()
+			s.promise(seq)
+			if i%4 == 3 {
+				s.take(30)
+				s.ack(12)
+			}
+		}
+		stop()
+	},
+	"drop oldest": func(s *story) {
+		for range 16 {
+			s.dropping()
+			s.append(25)
+			s.sync()
+			s.take(3)
+			s.ack(2)
+		}
+	},
+	"failed syncs": func(s *story) {
+		for i := range 60 {
+			fail := i%3 == 1
+			s.d.Fail(func(op disktest.Op) error {
+				if fail && (op.Kind == disktest.Sync || i%2 == 0 && op.Kind == disktest.SyncDir) {
+					fail = false
+					return syscall.EIO
+				}
+				return nil
+			})
+			s.append(4)
+			s.sync() // fails
+			s.append(2)
+			s.sync()
+			s.take(4)
+			s.ack(3)
+		}
+	},
+	"full disk": func(s *story) {
+		for i := range 45 {
+			full := 3
+			s.d.Fail(func(op disktest.Op) error {
+				if i%3 == 1 && op.Kind == disktest.Write && full > 0 {
+					full--
+					return &disktest.ShortWrite{N: op.Size / 3, Err: syscall.ENOSPC}
+				}
+				return nil
+			})
+			for range 4 {
+				s.append(3)
+				s.sync()
+			}
+			s.take(15)
+			s.ack(12)
+		}
+	},
 }

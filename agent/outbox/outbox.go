@@ -80,7 +80,7 @@ type Outbox struct {
 	active   *segment   // takes what is written next; nil: none
 	dead     []*segment // owe nothing and are to be removed
 	unread   int        // entries of the log
-	cursor   position   // where they begin
+	cursor   position   // where they begin, if there are any
 	readGen  uint64     // counts what makes a load under way worthless
 	flushing uint64     // highest seq being written
 	onDisk   int64      // allocated bytes of segments

@@ -145,9 +145,6 @@ func (o *Outbox) commitCopies(seg *segment, size int64, copies []entry, offs []i
 		}
 	}
 	src.read, src.loaded = src.records, 0
-	if o.unread == 0 {
-		o.cursor = position{seg: seg, off: size}
-	}
 	o.readGen++
 	o.bury(src)
 }

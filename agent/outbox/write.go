@@ -374,9 +374,6 @@ func (o *Outbox) commit(seg *segment, size int64, full bool) {
 	}
 	o.settleFront(seg)
 	o.settleTail(seg)
-	if o.unread == 0 {
-		o.cursor = position{seg: seg, off: size}
-	}
 	if full && !seg.owes() {
 		o.bury(seg)
 	}
