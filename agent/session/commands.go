@@ -163,7 +163,7 @@ func (l *link) subscribe() {
 func (l *link) subscribeOnce() error {
 	limit := time.NewTimer(l.session.timeouts.suback)
 	defer limit.Stop()
-	token := l.client.Subscribe(l.session.filter, 1, nil)
+	token := l.hand(func() mqtt.Token { return l.client.Subscribe(l.session.filter, 1, nil) })
 	select {
 	case <-token.Done():
 	case <-l.lost:

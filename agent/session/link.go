@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,7 +79,7 @@ func (l *link) options() *mqtt.ClientOptions {
 		SetStore(discard{}).
 		SetKeepAlive(s.config.Keepalive.Std()).
 		SetPingTimeout(s.config.WriteTimeout.Std()).
-		SetWriteTimeout(s.config.WriteTimeout.Std()). // or a frozen link is never noticed
+		SetWriteTimeout(handOver). // conn has the deadlines of writing
 		SetConnectTimeout(s.timeouts.connack).
 		SetDefaultPublishHandler(l.receive). // before Connect: a queued command comes before SUBACK
 		SetConnectionLostHandler(func(_ mqtt.Client, err error) { l.ended(err) }).
@@ -114,18 +115,40 @@ func (l *link) disconnect() {
 	l.ended(errDisconnected)
 }
 
-// publish hands one message to paho.
+// handOver is how long paho may take to hand a packet to its writer. It is short, since nobody
+// takes the packet any more when the client has ended meanwhile; while the writer is busy,
+// handing over is tried again.
+const handOver = 250 * time.Millisecond
+
+// publish hands one message to paho's writer.
 func (l *link) publish(topic string, payload []byte, retained bool) mqtt.Token {
-	token := l.client.Publish(topic, 1, retained, payload)
-	select {
-	case <-token.Done():
-		if err := token.Error(); err != nil {
-			// It was announced and will never be written: what was gathered would wait for it.
-			l.conn.fail(fmt.Errorf("handing over a message: %w", err))
+	return l.hand(func() mqtt.Token { return l.client.Publish(topic, 1, retained, payload) })
+}
+
+// hand tries until paho's writer has taken a packet, write_timeout is over, or the link. A
+// packet that was not taken fails the link: it was announced, and what was gathered would wait
+// for it.
+func (l *link) hand(try func() mqtt.Token) mqtt.Token {
+	for started := time.Now(); ; {
+		token := try()
+		select {
+		case <-token.Done():
+		default:
+			return token
 		}
-	default:
+		err := token.Error()
+		busy := err != nil && strings.HasSuffix(err.Error(), "was broken by timeout") // of Publish and Subscribe
+		if busy && !l.over() && time.Since(started) < l.conn.writeTimeout {
+			continue
+		}
+		if busy {
+			err = fmt.Errorf("%w for %v: handing over a packet", errFrozen, l.conn.writeTimeout)
+		}
+		if err != nil {
+			l.conn.fail(err)
+		}
+		return token
 	}
-	return token
 }
 
 // deliver publishes one message and waits for its PUBACK, the link's end, or that of ctx.
