@@ -70,7 +70,7 @@ func TestTestsNamedInSecurity(t *testing.T) {
 			}
 			source.Write(text)
 		}
-		for _, name := range strings.Split(claim[2], ", ") {
+		for name := range strings.SplitSeq(claim[2], ", ") {
 			named++
 			if !strings.Contains(source.String(), "\nfunc "+name+"(") {
 				t.Errorf("docs/security.md names %s of %s, which does not exist", name, claim[1])
