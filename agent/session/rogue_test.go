@@ -160,7 +160,13 @@ type freezer struct {
 func startFreezer(t testing.TB, target string) *freezer {
 	t.Helper()
 	f := &freezer{frozen: make(chan struct{})}
-	r := startRogue(t, nil, func(p peer) {
+	f.address = f.start(t, target).address
+	return f
+}
+
+// start relays connections to target.
+func (f *freezer) start(t testing.TB, target string) *rogue {
+	return startRogue(t, nil, func(p peer) {
 		f.mu.Lock()
 		frozen := f.frozen
 		f.mu.Unlock()
@@ -174,8 +180,6 @@ func startFreezer(t testing.TB, target string) *freezer {
 		both.Go(func() { f.copy(p, up, frozen); _ = p.Close() })
 		both.Wait()
 	})
-	f.address = r.address
-	return f
 }
 
 // copy ends with its connections; frozen it reads and throws away nothing: it stops.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"ferrule/internal/quantity"
 )
 
 // short makes the stages time out soon.
@@ -82,7 +84,8 @@ func TestBrokerThatNeverAcknowledges(t *testing.T) {
 		})
 	})
 	w.fill(100, 50)
-	s := w.session(r.address, windowOf(16), writeTimeout(time.Second))
+	s := w.session(r.address, windowOf(16))
+	s.config.WriteTimeout = quantity.Duration(400 * time.Millisecond)
 	w.run(s)
 	f := failure(t, s, CauseNoAck)
 	if f.Stage != StageUp || f.Side != SideBroker {
@@ -326,7 +329,7 @@ func TestEntryThatEndsConnectionsIsSetAside(t *testing.T) {
 func TestBrokerThatHangsUpSetsNothingAside(t *testing.T) {
 	w := newWorld(t)
 	r := startRogue(t, w.server.ServerTLS(w.ca), func(p peer) {
-		if !p.connack() || p.n > 8 {
+		if !p.connack() || p.n > 5 {
 			p.behave(nil)
 		}
 	})
