@@ -27,9 +27,6 @@ type Credential struct {
 	counters    *handshakes
 }
 
-// sessionsKept is enough for several brokers; TLS 1.3 servers send two tickets each.
-const sessionsKept = 16
-
 // handshakes counts what the key was spent on.
 type handshakes struct {
 	full, resumed atomic.Uint64
@@ -47,7 +44,7 @@ func newCredential(key crypto.Signer, chain []*x509.Certificate, now func() time
 	}
 	c := &Credential{
 		leaf: leaf, now: now, counters: counters,
-		sessions:    tls.NewLRUClientSessionCache(sessionsKept),
+		sessions:    newSessions(),
 		certificate: tls.Certificate{PrivateKey: key, Leaf: leaf},
 	}
 	for _, certificate := range chain {
