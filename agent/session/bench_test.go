@@ -26,7 +26,7 @@ func benchmarkPublish(b *testing.B, change ...func(*Options)) {
 	w.outbox = must[*outbox.Outbox](b)(outbox.Open(disk.OS(), b.TempDir(), config, w.log.logger()))
 	b.Cleanup(func() { _ = w.outbox.Close() })
 	m := w.startMosquitto("max_inflight_messages 0", "max_queued_messages 0")
-	end := w.subscribe(m, 0, "readings/#", "%p")
+	end := w.subscribe(m, "readings/#", "%p")
 	s := w.session(m.address, change...)
 	w.run(s)
 	until(b, "the session to be up", func() bool { return s.Status().Stage == StageUp })

@@ -20,7 +20,7 @@ import (
 func TestMosquitto(t *testing.T) {
 	w := newWorld(t)
 	m := w.startMosquitto()
-	sub := w.subscribe(m, 0, "#", "%t %p")
+	sub := w.subscribe(m, "#", "%t %p")
 	w.fill(300, 100, "a", "b", "c")
 	s := w.session(m.address, joining, commands(func(c Command) (string, []byte) {
 		return "c1", append([]byte("reply to "), c.Payload...)
@@ -68,7 +68,7 @@ func (w *world) publish(m *mosquitto, topic, payload string) {
 func TestWillAtMosquitto(t *testing.T) {
 	w := newWorld(t)
 	m := w.startMosquitto()
-	sub := w.subscribe(m, 0, "#", "%t %p")
+	sub := w.subscribe(m, "#", "%t %p")
 	f := startRogueRelay(t, m.address)
 	s := w.session(f.address)
 	s.random = func() float64 { return 1 }

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"ferrule/agent/agenttest"
 )
@@ -93,9 +92,9 @@ func (s *subscriber) ends(text string) bool {
 	return strings.Contains(string(tail), text)
 }
 
-// subscribe starts mosquitto_sub, which prints a line "TOPIC PAYLOAD" for each of n messages
-// and ends (0: never), and waits until it is subscribed. format is mosquitto_sub's.
-func (w *world) subscribe(m *mosquitto, n int, filter, format string) *subscriber {
+// subscribe starts mosquitto_sub, which prints a line in its format for every message, and
+// waits until it is subscribed.
+func (w *world) subscribe(m *mosquitto, filter, format string) *subscriber {
 	w.t.Helper()
 	program, err := exec.LookPath("mosquitto_sub")
 	if err != nil {
@@ -111,9 +110,6 @@ func (w *world) subscribe(m *mosquitto, n int, filter, format string) *subscribe
 	s := &subscriber{t: w.t, out: out, log: &testLog{}, done: make(chan struct{})}
 	s.cmd = exec.Command(program, "-h", "127.0.0.1", "-p", port, "--cafile", m.file("ca.crt"), "--cert", crt, "--key", key,
 		"-q", "1", "-t", filter, "-F", format, "-i", "subscriber")
-	if n > 0 {
-		s.cmd.Args = append(s.cmd.Args, "-C", fmt.Sprint(n))
-	}
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.log
 	if err := s.cmd.Start(); err != nil {
 		w.t.Fatal(err)
@@ -128,16 +124,6 @@ func (w *world) subscribe(m *mosquitto, n int, filter, format string) *subscribe
 	})
 	until(w.t, "mosquitto_sub to subscribe", func() bool { return strings.Contains(m.log.String(), "Sending SUBACK to subscriber") })
 	return s
-}
-
-// wait waits until all messages came.
-func (s *subscriber) wait() {
-	s.t.Helper()
-	select {
-	case <-s.done:
-	case <-time.After(patience):
-		s.t.Fatal("the subscriber did not get all messages")
-	}
 }
 
 func exists(name string) bool { _, err := os.Stat(name); return err == nil }

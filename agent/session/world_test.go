@@ -2,7 +2,6 @@ package session
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"os"
@@ -302,6 +301,3 @@ func (l *testLog) String() string {
 }
 
 func (l *testLog) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
-// tls12 limits a server to TLS 1.2.
-func tls12(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }
