@@ -80,8 +80,7 @@ func TestWillAtMosquitto(t *testing.T) {
 
 // startRogueRelay is a link that can be cut.
 func startRogueRelay(t *testing.T, target string) *rogue {
-	f := &freezer{frozen: make(chan struct{})}
-	return f.start(t, target)
+	return newFreezer().start(t, target)
 }
 
 // Nothing that a broker acknowledged is missing from its ledger, and nothing that it did not

@@ -215,9 +215,7 @@ func TestEndDrainsTheWindow(t *testing.T) {
 			return "c1", []byte("done")
 		}
 	})
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() { defer close(ended); _ = s.Run(ctx) }()
+	stop, ended := w.run(s), make(chan struct{})
 	until(t, "the subscription", func() bool { return s.Status().Subscribed })
 	if err := b.Publish("ferrule/device-1/command/write", []byte("x"), false); err != nil {
 		t.Fatal(err)
@@ -225,7 +223,7 @@ func TestEndDrainsTheWindow(t *testing.T) {
 	<-executing
 	w.fill(100, 50)
 	until(t, "a full window", func() bool { return s.Status().InFlight >= 64 })
-	cancel()
+	go func() { defer close(ended); stop() }()
 	until(t, "the end to begin", func() bool { return s.Status().Stage == StageStopping })
 	mu.Lock()
 	hold = false

@@ -155,18 +155,23 @@ type freezer struct {
 	address string
 	mu      sync.Mutex
 	frozen  chan struct{} // closed: nothing moves
+	done    chan struct{} // closed: the test is over
 }
 
 func startFreezer(t testing.TB, target string) *freezer {
 	t.Helper()
-	f := &freezer{frozen: make(chan struct{})}
+	f := newFreezer()
 	f.address = f.start(t, target).address
 	return f
 }
 
+func newFreezer() *freezer {
+	return &freezer{frozen: make(chan struct{}), done: make(chan struct{})}
+}
+
 // start relays connections to target.
 func (f *freezer) start(t testing.TB, target string) *rogue {
-	return startRogue(t, nil, func(p peer) {
+	r := startRogue(t, nil, func(p peer) {
 		f.mu.Lock()
 		frozen := f.frozen
 		f.mu.Unlock()
@@ -180,16 +185,19 @@ func (f *freezer) start(t testing.TB, target string) *rogue {
 		both.Go(func() { f.copy(p, up, frozen); _ = p.Close() })
 		both.Wait()
 	})
+	t.Cleanup(func() { close(f.done) })
+	return r
 }
 
-// copy ends with its connections; frozen it reads and throws away nothing: it stops.
+// copy ends with its connections; frozen, not even the end of one gets through.
 func (f *freezer) copy(to, from net.Conn, frozen chan struct{}) {
 	b := make([]byte, 4096)
 	for {
 		n, err := from.Read(b)
 		select {
 		case <-frozen:
-			_, _ = io.Copy(io.Discard, from) // the socket stays open, and nothing comes through
+			_, _ = io.Copy(io.Discard, from)
+			<-f.done
 			return
 		default:
 		}

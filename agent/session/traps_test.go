@@ -116,6 +116,20 @@ func TestFrozenLinkUnderLoad(t *testing.T) {
 	checkSeqs(t, seqs(t, got.of("readings/")), 1000)
 }
 
+// Without load the keepalive finds it.
+func TestFrozenIdleLink(t *testing.T) {
+	w := newWorld(t)
+	b, _ := w.broker()
+	f := startFreezer(t, b.Address())
+	s := w.session(f.address, writeTimeout(time.Second))
+	s.config.Keepalive = quantity.Duration(time.Second)
+	w.run(s)
+	until(t, "an idle session", func() bool { st := s.Status(); return st.Stage == StageUp && st.Published == 1 && st.InFlight == 0 })
+	f.freeze()
+	failure(t, s, CauseFrozen)
+	until(t, "the next connection", func() bool { return s.Status().Connects == 2 })
+}
+
 // A frozen link on which more is written than the sockets take.
 func TestFrozenLinkWithBlockedWrite(t *testing.T) {
 	w := newWorld(t)

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -41,8 +40,6 @@ func until(t testing.TB, what string, done func() bool) {
 		select {
 		case <-tick.C:
 		case <-limit:
-			buf := make([]byte, 1<<20)
-			t.Logf("%s", buf[:runtime.Stack(buf, true)])
 			t.Fatalf("waited in vain: %s", what)
 		}
 	}
