@@ -1,6 +1,7 @@
 // Package e2e runs the released binaries against foreign peers: mosquitto, swtpm, libmodbus
-// and openssl, all started here on loopback and stopped by pid. Nothing of ours takes part
-// but the programs under test.
+// and openssl, all started here on loopback and stopped by pid. Where losses are counted, the
+// simulated units and the broker of agenttest keep the ledgers: no broker of Debian's
+// remembers what it acknowledged when it is killed.
 package e2e
 
 import (
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"ferrule/agent/agenttest"
 	"ferrule/tpm/tpmtest"
 )
 
@@ -44,6 +46,7 @@ var builds struct {
 }
 
 func TestMain(m *testing.M) {
+	agenttest.RunBroker() // where this process is to be the broker that a test kills
 	dir, err := os.MkdirTemp("", "e2e")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -224,8 +227,16 @@ type world struct {
 	operator  struct{ cert, key string }
 }
 
-// newWorld starts everything a gateway needs around it.
+// newWorld starts everything a gateway needs around it, with mosquitto as the broker.
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := newFactory(t)
+	w.startMosquitto(t)
+	return w
+}
+
+// newFactory starts CA, registrar and TPM, and keeps a port for the broker.
+func newFactory(t *testing.T) *world {
 	t.Helper()
 	// A unix socket's path holds 107 bytes at most, so t.TempDir will not do.
 	dir, err := os.MkdirTemp("", "fe")
@@ -241,7 +252,6 @@ func newWorld(t *testing.T) *world {
 	w.registrar = "https://127.0.0.1:" + strings.TrimRight(strings.Fields(port)[0], `",}`)
 	w.tpm = tpmtest.Start(t)
 	w.broker = net.JoinHostPort("127.0.0.1", freePort(t))
-	w.startMosquitto(t)
 	return w
 }
 
