@@ -1,8 +1,12 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"testing"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
 )
 
 // The witness finds the number of every message, alone and joined, and finds none elsewhere.
@@ -59,6 +63,38 @@ func TestSpread(t *testing.T) {
 	} {
 		if got := c.values.text("%.1f", ""); got != c.want {
 			t.Errorf("%v: %q, want %q", c.values, got, c.want)
+		}
+	}
+}
+
+type arrived struct {
+	mqtt.Message
+	payload []byte
+}
+
+func (a arrived) Payload() []byte { return a.payload }
+
+// A run that lost one message, or turned two round, is void; one that got one twice is not.
+func TestWitness(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		numbers []uint64
+		void    bool
+	}{
+		{"all", []uint64{1, 2, 3}, false},
+		{"one twice", []uint64{1, 2, 1, 2, 3}, false},
+		{"one missing", []uint64{1, 3}, true},
+		{"two turned round", []uint64{2, 1, 3}, true},
+	} {
+		s := &witness{}
+		s.expect(3)
+		for _, n := range c.numbers {
+			s.take(nil, arrived{payload: appendEntry(nil, n)})
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := s.all(ended); errors.Is(err, errVoid) != c.void {
+			t.Errorf("%s: %v", c.name, err)
 		}
 	}
 }
