@@ -86,6 +86,7 @@ func startRogueRelay(t *testing.T, target string) *rogue {
 // Nothing that a broker acknowledged is missing from its ledger, and nothing that it did not
 // acknowledge is lost with it.
 func TestBrokerKilledAgainAndAgain(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	self := must[string](t)(os.Executable())
 	for name, data := range map[string][]byte{"server.crt": w.server.ChainPEM, "server.key": w.server.KeyPEM} {

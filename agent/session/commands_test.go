@@ -122,6 +122,7 @@ func TestLostReplyBringsTheCommandAgain(t *testing.T) {
 
 // A flood of commands must not fill the memory. What the broker has to deliver again, it does.
 func TestFloodOfCommands(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := startRogue(t, w.server.ServerTLS(w.ca), func(p peer) {
 		if !p.connack() {
@@ -190,6 +191,7 @@ func TestStatusCanBeSwitchedOffAndAnnounced(t *testing.T) {
 
 // The end of Run waits for what is in flight and for the command that is being executed.
 func TestEndDrainsTheWindow(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	var mu sync.Mutex
 	hold := true

@@ -67,6 +67,7 @@ func TestLostConnectionAcknowledgesNothing(t *testing.T) {
 }
 
 func TestBrokerThatNeverAcknowledges(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	var got ledger
 	var first atomic.Int64
@@ -100,6 +101,7 @@ func TestBrokerThatNeverAcknowledges(t *testing.T) {
 
 // With a bounded window nothing is left to write on a frozen link, so no write can time out.
 func TestFrozenLinkUnderLoad(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	b, got := w.broker()
 	f := startFreezer(t, b.Address())
@@ -118,6 +120,7 @@ func TestFrozenLinkUnderLoad(t *testing.T) {
 
 // Without load the keepalive finds it.
 func TestFrozenIdleLink(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	b, _ := w.broker()
 	f := startFreezer(t, b.Address())
@@ -132,6 +135,7 @@ func TestFrozenIdleLink(t *testing.T) {
 
 // A frozen link on which more is written than the sockets take.
 func TestFrozenLinkWithBlockedWrite(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	block := make(chan struct{})
 	r := startRogue(t, w.server.ServerTLS(w.ca), func(p peer) {
@@ -209,6 +213,7 @@ func TestMalformedPacketsEndTheConnection(t *testing.T) {
 
 // A broker that keeps a session delivers what it kept at once, before SUBSCRIBE.
 func TestCommandBeforeSubscribe(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	acked := make(chan uint16, 1)
 	r := startRogue(t, w.server.ServerTLS(w.ca), func(p peer) {
@@ -271,6 +276,7 @@ func TestRefusedSubscriptionIsVisibleAndReadingsFlow(t *testing.T) {
 }
 
 func TestStalledStages(t *testing.T) {
+	t.Parallel()
 	block := make(chan struct{})
 	defer close(block)
 	for _, test := range []struct {
@@ -308,6 +314,7 @@ func TestStalledStages(t *testing.T) {
 
 // An entry that the broker cannot stomach must not keep the others from arriving.
 func TestEntryThatEndsConnectionsIsSetAside(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	var got ledger
 	r := startRogue(t, w.server.ServerTLS(w.ca), func(p peer) {
@@ -341,6 +348,7 @@ func TestEntryThatEndsConnectionsIsSetAside(t *testing.T) {
 
 // A broker that hangs up on everybody is no proof against an entry.
 func TestBrokerThatHangsUpSetsNothingAside(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := startRogue(t, w.server.ServerTLS(w.ca), func(p peer) {
 		if !p.connack() || p.n > 5 {
