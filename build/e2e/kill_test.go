@@ -69,11 +69,7 @@ func testKilledAgent(t *testing.T, sync string, window time.Duration) {
 func (s *site) finish(t *testing.T) {
 	t.Helper()
 	s.run(t)
-	waitFor(t, "the backlog to drain", func() bool {
-		status := s.status(t)
-		depth, _ := field(status, "outbox", "depth").(float64)
-		return field(status, "session", "stage") == "up" && depth <= 4
-	})
+	s.waitDrained(t)
 	if code := s.agent.stop(t); code != 0 {
 		t.Errorf("run ended with exit code %d", code)
 	}
@@ -175,11 +171,7 @@ func TestKilledBroker(t *testing.T) {
 		pause(t, time.Duration(random.IntN(300))*time.Millisecond)
 		s.startBroker(t)
 	}
-	waitFor(t, "the backlog to drain", func() bool {
-		status := s.status(t)
-		depth, _ := field(status, "outbox", "depth").(float64)
-		return field(status, "session", "stage") == "up" && depth <= 4
-	})
+	s.waitDrained(t)
 	if code := s.agent.stop(t); code != 0 {
 		t.Errorf("run ended with exit code %d", code)
 	}

@@ -32,7 +32,7 @@ type siteOptions struct {
 	every  time.Duration // of each of the two units
 	points int           // of each unit, beside the counter
 	state  string        // the state directory, if it is not to be a temporary one
-	extra  string        // more configuration, before the lines
+	weak   bool          // a software key, for tests in which openssl uses it too
 }
 
 const siteDevice = "gw-1"
@@ -62,28 +62,33 @@ func newSite(t *testing.T, o siteOptions) *site {
 }
 
 func (s *site) configuration(o siteOptions, port string) string {
+	tpm, key := s.tpm.Address(), "tpm2:file=device.key"
+	if o.weak {
+		tpm, key = "none", "file:device.pem"
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `state_dir = %q
 [identity]
 tpm = %q
+key = %q
+allow_software_key = %t
 [enroll]
 method = "registrar"
 url = %q
 roots = %q
 [session]
 brokers = ["mqtts://%s"]
-roots = %[4]q
+roots = %[6]q
 [local]
-socket = %[6]q
+socket = %[8]q
 [outbox]
-sync = %[7]q
-%[8]s
+sync = %[9]q
 [[line]]
 name = "rs485-1"
-port = %[9]q
+port = %[10]q
 settings = "115200 8E1"
-`, s.state, s.tpm.Address(), s.registrar, filepath.Join(s.ca, "root.crt"), s.broker,
-		filepath.Join(s.dir, "f.sock"), o.sync, o.extra, port)
+`, s.state, tpm, key, o.weak, s.registrar, filepath.Join(s.ca, "root.crt"), s.broker,
+		filepath.Join(s.dir, "f.sock"), o.sync, port)
 	for n, name := range []string{"meter-a", "meter-b"} {
 		fmt.Fprintf(&b, "[[line.unit]]\nname = %q\naddress = %d\nevery = %q\n", name, n+1, o.every)
 		fmt.Fprint(&b, "[[line.unit.point]]\nname = \"counter\"\nat = \"input:0\"\ntype = \"uint32\"\n")
