@@ -58,7 +58,7 @@ type Identity struct {
 // Open opens the key and reads its certificate. ErrNotEnrolled where there is none yet,
 // ErrWrongTPM on another device's disk, ErrMismatch where the files do not belong together,
 // and the errors of package tpm.
-func Open(ctx context.Context, c Config, o Options) (i *Identity, err error) {
+func Open(ctx context.Context, c Config, o Options) (*Identity, error) {
 	record, err := readRecord(o)
 	if err != nil {
 		return nil, err
@@ -67,25 +67,27 @@ func Open(ctx context.Context, c Config, o Options) (i *Identity, err error) {
 		// Said before the TPM is asked, since it is what the user can mend.
 		return nil, notEnrolled(c, o)
 	}
-	i = &Identity{config: c, o: o}
-	defer func() {
-		if err != nil {
-			_ = i.Close()
-		}
-	}()
-	if i.key, err = tpm.OpenKey(ctx, c.Key, i.keyOptions(record)); err != nil {
-		return nil, i.explain(ctx, record, err)
-	}
-	if i.current, err = i.load(); err != nil {
+	i := &Identity{config: c, o: o}
+	if err := i.open(ctx, record); err != nil {
+		_ = i.Close()
 		return nil, err
 	}
-	if i.device != nil {
-		// What the chip is interests the operator; that it would not say keeps nobody out.
-		if i.health, err = i.device.Health(ctx); err != nil {
-			o.Log.LogAttrs(ctx, slog.LevelWarn, "tpm health not known", slog.Any("err", err))
-		}
-	}
 	return i, nil
+}
+
+// open opens the key and binds the certificate to it.
+func (i *Identity) open(ctx context.Context, r record) (err error) {
+	if i.key, err = tpm.OpenKey(ctx, i.config.Key, i.keyOptions(r)); err != nil {
+		return i.explain(ctx, r, err)
+	}
+	if i.current, err = i.load(); err != nil || i.device == nil {
+		return err
+	}
+	if i.health, err = i.device.Health(ctx); err != nil {
+		// What the chip is interests the operator; that it would not say keeps nobody out.
+		i.o.Log.LogAttrs(ctx, slog.LevelWarn, "tpm health not known", slog.Any("err", err))
+	}
+	return nil
 }
 
 func notEnrolled(c Config, o Options) error {

@@ -269,9 +269,15 @@ func freePort(t *testing.T) string {
 // startMosquitto starts the broker as its users run it: TLS, client certificates required.
 func (w *world) startMosquitto(t *testing.T) {
 	t.Helper()
+	w.startMosquittoWith(t, filepath.Join(w.ca, "root.crt"))
+}
+
+// startMosquittoWith lets in the clients of another root.
+func (w *world) startMosquittoWith(t *testing.T, clientRoot string) {
+	t.Helper()
 	_, port, _ := net.SplitHostPort(w.broker)
 	path := w.file(t, "mosquitto.conf", fmt.Sprintf(`listener %s 127.0.0.1
-cafile %s/root.crt
+cafile %s
 certfile %s/broker.crt
 keyfile %s/broker.key
 require_certificate true
@@ -280,7 +286,7 @@ persistence false
 max_inflight_messages 0
 max_queued_messages 0
 user root
-`, port, w.ca, w.ca, w.ca))
+`, port, clientRoot, w.ca, w.ca))
 	w.mosquitto = start(t, "mosquitto", need(t, "mosquitto"), "-c", path, "-v")
 	w.waitPort(t, w.broker)
 }
