@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
+	"reflect"
 	"time"
 
 	"ferrule/agent/identity"
@@ -58,31 +60,66 @@ func (a *agent) status() Status {
 
 // announcement is the retained status message (docs/topics.md): what a fleet view needs of a
 // device, small enough for a metered link.
-func (a *agent) announcement() []byte {
-	type lineState struct {
-		Name  string `json:"name"`
-		State string `json:"state"`
-	}
-	announced := struct {
-		Online             bool        `json:"online"`
-		Boot               uint64      `json:"boot"`
-		Version            string      `json:"version"`
-		CertificateExpires time.Time   `json:"certificate_expires"`
-		KeyWeak            bool        `json:"key_weak,omitempty"`
-		OutboxDepth        int         `json:"outbox_depth"`
-		OutboxProblem      string      `json:"outbox_problem,omitempty"`
-		Lines              []lineState `json:"lines"`
-	}{Online: true, Boot: a.outbox.Boot(), Version: a.options.Version, Lines: []lineState{}}
-	id, out := a.identity.Status(), a.outbox.Status()
-	announced.CertificateExpires, announced.KeyWeak = id.NotAfter, id.Weak
-	announced.OutboxDepth, announced.OutboxProblem = int(out.Depth), out.Problem
+type announcement struct {
+	Online  bool   `json:"online"`
+	Boot    uint64 `json:"boot"`
+	Version string `json:"version"`
+	state
+	OutboxDepth int `json:"outbox_depth"`
+}
+
+// state is the part of the announcement whose change is worth a message.
+type state struct {
+	CertificateExpires time.Time   `json:"certificate_expires"`
+	KeyWeak            bool        `json:"key_weak,omitempty"`
+	OutboxProblem      string      `json:"outbox_problem,omitempty"`
+	Lines              []lineState `json:"lines"`
+}
+
+type lineState struct {
+	Name  string   `json:"name"`
+	State hw.State `json:"state"`
+}
+
+func (a *agent) state() state {
+	id := a.identity.Status()
+	s := state{CertificateExpires: id.NotAfter, KeyWeak: id.Weak, OutboxProblem: a.outbox.Status().Problem, Lines: []lineState{}}
 	for _, line := range a.lines {
-		status := line.Status()
-		announced.Lines = append(announced.Lines, lineState{Name: status.Name, State: string(status.State)})
+		s.Lines = append(s.Lines, lineState{Name: line.Name(), State: line.Status().State})
 	}
-	payload, err := json.Marshal(announced)
+	return s
+}
+
+// announcement encodes the status message.
+func (a *agent) announcement() []byte {
+	payload, err := json.Marshal(announcement{
+		Online: true, Boot: a.outbox.Boot(), Version: a.options.Version,
+		state: a.state(), OutboxDepth: a.outbox.Status().Depth,
+	})
 	if err != nil {
-		return nil // no field of the struct above can fail to encode
+		return nil // no field of the struct can fail to encode
 	}
 	return payload
+}
+
+// announceEvery is how soon the cloud learns of a change, and how often it does at most.
+const announceEvery = 10 * time.Second
+
+// announceChanges publishes the status again when a line, the outbox or the certificate
+// changed. It ends with ctx.
+func (a *agent) announceChanges(ctx context.Context) error {
+	look := time.NewTicker(announceEvery)
+	defer look.Stop()
+	known := a.state()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-look.C:
+		}
+		if now := a.state(); !reflect.DeepEqual(now, known) {
+			known = now
+			a.session.Announce()
+		}
+	}
 }

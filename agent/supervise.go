@@ -36,7 +36,7 @@ type stages []stage
 // start starts all parts. They do not hang on ctx, whose end would stop them all at once.
 func (a *agent) start(ctx context.Context) stages {
 	free := context.WithoutCancel(ctx)
-	ground := []part{{"clock", a.clock.Run}, {"outbox", a.outbox.Run}, {"local", a.local.Run}}
+	ground := []part{{"clock", a.clock.Run}, {"outbox", a.outbox.Run}, {"local", a.local.Run}, {"status", a.announceChanges}}
 	var lines []part
 	for _, line := range a.lines {
 		lines = append(lines, part{"line " + line.Name(), line.Run})
