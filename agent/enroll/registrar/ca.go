@@ -39,7 +39,8 @@ const (
 )
 
 // CA is a P-256 root, which signs servers, and below it the CA that signs devices. It lives
-// in one directory of plain PEM files that openssl reads.
+// in one directory of plain PEM files that openssl reads. root.key may be kept elsewhere and
+// be put back only for the next server certificate: devices are enrolled without it.
 type CA struct {
 	fsys   disk.FS
 	dir    string
@@ -49,7 +50,7 @@ type CA struct {
 
 type authority struct {
 	certificate *x509.Certificate
-	key         crypto.Signer
+	key         crypto.Signer // nil where it is kept elsewhere
 }
 
 // InitCA makes the CA in dir, or opens the one that is there: it never overwrites a file, so
@@ -63,6 +64,12 @@ func InitCA(fsys disk.FS, dir, name string) (*CA, error) {
 		return nil, err
 	}
 	c := &CA{fsys: fsys, dir: dir}
+	_, rootErr := c.readAuthority(rootName)
+	_, deviceErr := c.readAuthority(deviceName)
+	if errors.Is(rootErr, fs.ErrNotExist) && !errors.Is(deviceErr, fs.ErrNotExist) {
+		return nil, hint.With(fmt.Errorf("%s is there, and root.crt is not", filepath.Join(dir, deviceName+".crt")),
+			"put root.crt back, or make a new CA in an empty directory")
+	}
 	var err error
 	if c.root, err = c.ensureAuthority(rootName, name+" root", nil); err != nil {
 		return nil, err
@@ -70,7 +77,7 @@ func InitCA(fsys disk.FS, dir, name string) (*CA, error) {
 	if c.device, err = c.ensureAuthority(deviceName, name+" device CA", &c.root); err != nil {
 		return nil, err
 	}
-	return c, nil
+	return c, c.checkDeviceCA()
 }
 
 // OpenCA opens the CA in dir.
@@ -83,7 +90,20 @@ func OpenCA(fsys disk.FS, dir string) (*CA, error) {
 	if c.device, err = c.readAuthority(deviceName); err != nil {
 		return nil, err
 	}
+	if c.device.key == nil {
+		return nil, missingKey(dir, deviceName)
+	}
+	if err := c.checkDeviceCA(); err != nil {
+		return nil, err
+	}
 	return c, settle(fsys, dir)
+}
+
+func (c *CA) checkDeviceCA() error {
+	if err := c.device.certificate.CheckSignatureFrom(c.root.certificate); err != nil {
+		return fmt.Errorf("%s.crt in %s is not of this root: %w", deviceName, c.dir, err)
+	}
+	return nil
 }
 
 // makeFolder makes a folder durably, with those above it: a synced file is lost with an
@@ -109,10 +129,16 @@ func settle(fsys disk.FS, folder string) error {
 	return nil
 }
 
+// ensureAuthority makes an authority where there is no certificate of it. One that is there
+// is never replaced, with or without its key: every device and broker that trusts it would
+// be lost.
 func (c *CA) ensureAuthority(file, name string, issuer *authority) (authority, error) {
 	a, err := c.readAuthority(file)
 	if err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return a, err
+	}
+	if issuer != nil && issuer.key == nil {
+		return a, missingKey(c.dir, rootName)
 	}
 	key, err := c.ensureKey(file)
 	if err != nil {
@@ -138,6 +164,7 @@ func (c *CA) ensureAuthority(file, name string, issuer *authority) (authority, e
 	return c.readAuthority(file)
 }
 
+// readAuthority returns fs.ErrNotExist only where there is no certificate.
 func (c *CA) readAuthority(file string) (authority, error) {
 	der, err := c.read(file+".crt", "CERTIFICATE")
 	if err != nil {
@@ -148,13 +175,19 @@ func (c *CA) readAuthority(file string) (authority, error) {
 		return authority{}, fmt.Errorf("reading %s.crt: %w", file, err)
 	}
 	key, err := c.readKey(file)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return authority{certificate, nil}, nil
+	case err != nil:
 		return authority{}, err
-	}
-	if !key.PublicKey.Equal(certificate.PublicKey) {
+	case !key.PublicKey.Equal(certificate.PublicKey):
 		return authority{}, fmt.Errorf("%s.crt and %s.key do not belong together", file, file)
 	}
 	return authority{certificate, key}, nil
+}
+
+func missingKey(dir, file string) error {
+	return hint.With(fmt.Errorf("%s is missing", filepath.Join(dir, file+".key")), "put the key back for as long as it signs")
 }
 
 func (c *CA) ensureKey(file string) (*ecdsa.PrivateKey, error) {
@@ -205,6 +238,9 @@ func (c *CA) Server(name string, hosts []string) error {
 	if len(hosts) == 0 {
 		hosts = []string{"localhost", "127.0.0.1"}
 	}
+	if c.root.key == nil {
+		return missingKey(c.dir, rootName)
+	}
 	key, err := c.ensureKey(name)
 	if err != nil {
 		return err
@@ -228,15 +264,32 @@ func (c *CA) Server(name string, hosts []string) error {
 	return c.write(name+".crt", "CERTIFICATE", signed, 0o644)
 }
 
+// checkServer says what is wrong with a server certificate that is there already.
 func (c *CA) checkServer(name string, der []byte, hosts []string) error {
 	certificate, err := x509.ParseCertificate(der)
 	if err != nil {
 		return fmt.Errorf("reading %s.crt: %w", name, err)
 	}
+	again := fmt.Sprintf("remove %s to have a new one made for the same key", filepath.Join(c.dir, name+".crt"))
+	key, err := c.readKey(name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return hint.With(fmt.Errorf("%s.crt is there, and its key %s.key is not", name, name),
+			fmt.Sprintf("put the key back, or remove %s to have both made anew", filepath.Join(c.dir, name+".crt")))
+	case err != nil:
+		return err
+	case !key.PublicKey.Equal(certificate.PublicKey):
+		return hint.With(fmt.Errorf("%s.crt and %s.key do not belong together", name, name), again)
+	}
+	if err := certificate.CheckSignatureFrom(c.root.certificate); err != nil {
+		return hint.With(fmt.Errorf("%s.crt is not of this CA: %w", name, err), again)
+	}
+	if time.Now().After(certificate.NotAfter) {
+		return hint.With(fmt.Errorf("%s.crt expired on %s", name, certificate.NotAfter.Format(time.DateOnly)), again)
+	}
 	for _, host := range hosts {
 		if err := certificate.VerifyHostname(host); err != nil {
-			return hint.With(fmt.Errorf("%s.crt is there already, for other hosts: %w", name, err),
-				fmt.Sprintf("remove %s to have a new one made for the same key", filepath.Join(c.dir, name+".crt")))
+			return hint.With(fmt.Errorf("%s.crt is there already, for other hosts: %w", name, err), again)
 		}
 	}
 	return nil
@@ -244,7 +297,7 @@ func (c *CA) checkServer(name string, der []byte, hosts []string) error {
 
 // Device signs the certificate of a device from its checked request. Nothing but the public
 // key is taken from the request. The chain is PEM: the certificate, then the device CA.
-func (c *CA) Device(csr *x509.CertificateRequest, device string, life time.Duration) (chain []byte, serial string, err error) {
+func (c *CA) Device(csr *x509.CertificateRequest, device string, life time.Duration) (chain []byte, leaf *x509.Certificate, err error) {
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: device},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
@@ -253,11 +306,14 @@ func (c *CA) Device(csr *x509.CertificateRequest, device string, life time.Durat
 	}
 	der, err := sign(template, c.device.certificate, csr.PublicKey, c.device.key, life)
 	if err != nil {
-		return nil, "", fmt.Errorf("signing the certificate of %s: %w", device, err)
+		return nil, nil, fmt.Errorf("signing the certificate of %s: %w", device, err)
+	}
+	if leaf, err = x509.ParseCertificate(der); err != nil {
+		return nil, nil, fmt.Errorf("signing the certificate of %s: %w", device, err)
 	}
 	chain = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 	chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.device.certificate.Raw})...)
-	return chain, template.SerialNumber.Text(16), nil
+	return chain, leaf, nil
 }
 
 // sign fills in serial number and validity and signs.

@@ -160,10 +160,10 @@ func (r *Registrar) begin(q wire.Begin) (wire.Begun, *wire.Error) {
 	if refused := refuseToken(err); refused != nil {
 		return wire.Begun{}, refused
 	}
-	// A redeemed token may still fetch its certificate, however late: only its key can use it.
-	if !grant.Used() && time.Now().After(grant.Expires) {
+	if end := grant.end(); time.Now().After(end) {
 		return wire.Begun{}, &wire.Error{Code: wire.CodeTokenExpired,
-			Text: "the token expired on " + grant.Expires.Format(time.RFC3339), Hint: "get a new one: ferrule-factory token add"}
+			Text: "the token expired on " + end.Format(time.RFC3339), Hint: "get a new one: ferrule-factory token add",
+			Cause: fmt.Errorf("the token of %q expired on %s", grant.Device, end.Format(time.RFC3339))}
 	}
 	id, nonce := make([]byte, 16), make([]byte, 32)
 	if _, err := rand.Read(id); err != nil {
@@ -291,19 +291,21 @@ func (r *Registrar) issue(s *session) (Grant, error) {
 	if grant.Used() {
 		if grant.PublicKey != key {
 			return Grant{}, &wire.Error{Code: wire.CodeTokenUsed, Text: "the token was used already, with another key",
-				Hint: "if this device lost its key, get a new token: ferrule-factory token add"}
+				Hint:  "if this device lost its key, get a new token: ferrule-factory token add",
+				Cause: fmt.Errorf("the token of %q was used with key %s, and now comes with key %s", grant.Device, grant.PublicKey, key)}
 		}
 		return grant, settle(r.ca.fsys, filepath.Join(r.ca.dir, tokenDir))
 	}
-	chain, serial, err := r.ca.Device(s.csr, grant.Device, r.life)
+	chain, leaf, err := r.ca.Device(s.csr, grant.Device, r.life)
 	if err != nil {
 		return Grant{}, err
 	}
-	grant.Issued, grant.PublicKey, grant.Serial, grant.Chain = time.Now().UTC(), key, serial, string(chain)
+	grant.Issued, grant.NotAfter = time.Now().UTC(), leaf.NotAfter
+	grant.PublicKey, grant.Serial, grant.Chain = key, leaf.SerialNumber.Text(16), string(chain)
 	if err := r.ca.writeGrant(s.token, grant); err != nil {
 		return Grant{}, err
 	}
 	r.log.LogAttrs(context.Background(), slog.LevelInfo, "certificate issued",
-		slog.String("device", grant.Device), slog.String("serial", serial))
+		slog.String("device", grant.Device), slog.String("serial", grant.Serial))
 	return grant, nil
 }

@@ -31,11 +31,21 @@ type Grant struct {
 	Issued    time.Time `json:"issued,omitzero"`
 	PublicKey string    `json:"public_key_sha256,omitempty"`
 	Serial    string    `json:"serial,omitempty"`
+	NotAfter  time.Time `json:"not_after,omitzero"`
 	Chain     string    `json:"chain,omitempty"`
 }
 
 // Used reports whether the token was redeemed.
 func (g Grant) Used() bool { return !g.Issued.IsZero() }
+
+// end is when the token stops to be of use. One that was redeemed may fetch its certificate
+// for as long as that is valid: only its key can use it.
+func (g Grant) end() time.Time {
+	if g.Used() {
+		return g.NotAfter
+	}
+	return g.Expires
+}
 
 var (
 	errTokenUnknown = errors.New("the token is not known")
