@@ -1,0 +1,223 @@
+package registrar
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"ferrule/agent/enroll/wire"
+	"ferrule/internal/disk"
+	"ferrule/internal/disk/disktest"
+)
+
+const caDir = "/factory/ca"
+
+func csrFor(t testing.TB, device string) []byte {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: device}}, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func registrarOn(t testing.TB, fsys disk.FS) *Registrar {
+	t.Helper()
+	ca, err := InitCA(fsys, caDir, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(ca, time.Hour, slog.New(slog.DiscardHandler))
+}
+
+// redeem goes the whole way without a network.
+func redeem(r *Registrar, token string, csr []byte) (wire.Issued, *wire.Error) {
+	begun, refused := r.begin(wire.Begin{Versions: []int{wire.Version}, Token: token})
+	if refused != nil {
+		return wire.Issued{}, refused
+	}
+	if _, refused := r.evidence(wire.Evidence{Session: begun.Session, Evidence: []wire.Item{{Kind: wire.KindCSR, Data: csr}}}); refused != nil {
+		return wire.Issued{}, refused
+	}
+	return r.finish(wire.Finish{Session: begun.Session})
+}
+
+// A power cut at the registrar: a token that was printed is known, and a certificate that was
+// answered is the one that is answered for ever.
+func TestPowerCutWhileIssuing(t *testing.T) {
+	csr := csrFor(t, "gw-1")
+	var token string
+	var issued wire.Issued
+	states := disktest.Replay(t, func(d *disktest.Disk) {
+		r := registrarOn(t, d)
+		var err error
+		if token, err = r.ca.AddToken("gw-1", time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		d.Mark("token")
+		var refused *wire.Error
+		if issued, refused = redeem(r, token, csr); refused != nil {
+			t.Fatal(refused)
+		}
+		d.Mark("issued")
+	}, func(t testing.TB, state *disktest.Disk) {
+		reached := len(state.Marks())
+		got, refused := redeem(registrarOn(t, state), token, csr)
+		switch {
+		case reached >= 1 && refused != nil:
+			t.Errorf("the token that was given out: %v", refused.Logged())
+		case reached >= 2 && got != issued:
+			t.Error("a second certificate was issued")
+		case reached == 0 && refused != nil && refused.Code != wire.CodeTokenUnknown:
+			t.Errorf("the token that never left: %v", refused.Logged())
+		}
+		if refused != nil {
+			return
+		}
+		// What was answered after the cut stands as fast as what was answered before it.
+		if again, refused := redeem(registrarOn(t, state.PowerCut()), token, csr); refused != nil || again != got {
+			t.Errorf("a second cut: %v, another certificate: %v", refused, again != got)
+		}
+	})
+	t.Logf("%d disks", states)
+}
+
+// A disk that fails issues nothing that it would forget.
+func TestFailingDiskIssuesNothing(t *testing.T) {
+	csr := csrFor(t, "gw-1")
+	for fail := 0; ; fail++ {
+		d := disktest.New()
+		r := registrarOn(t, d)
+		token, err := r.ca.AddToken("gw-1", time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := fail
+		d.Fail(func(op disktest.Op) error {
+			if !op.Kind.Changes() && op.Kind != disktest.Sync && op.Kind != disktest.SyncDir {
+				return nil
+			}
+			if left--; left < 0 {
+				return errDiskFull
+			}
+			return nil
+		})
+		_, refused := redeem(r, token, csr)
+		d.Fail(nil)
+		if refused == nil {
+			if left < 0 {
+				t.Fatalf("operation %d failed, and a certificate was given out", fail)
+			}
+			t.Logf("%d operations failed in turn", fail)
+			return
+		}
+		if refused.Code != wire.CodeInternal {
+			t.Errorf("operation %d: code %q", fail, refused.Code)
+		}
+		if refused.Error() == refused.Logged().Error() {
+			t.Errorf("operation %d: the registrar's own fault is told to the device: %v", fail, refused)
+		}
+		if _, refused := redeem(r, token, csr); refused != nil {
+			t.Errorf("operation %d: afterwards: %v", fail, refused.Logged())
+		}
+	}
+}
+
+type diskFull struct{}
+
+func (diskFull) Error() string { return "no space left on device" }
+
+var errDiskFull = diskFull{}
+
+// Enrollments that were given up are forgotten, and take no more room than their bound.
+func TestSessionsAreBoundedAndExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := registrarOn(t, disktest.New())
+		token, err := r.ca.AddToken("gw-1", time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := func() (wire.Begun, *wire.Error) {
+			return r.begin(wire.Begin{Versions: []int{wire.Version}, Token: token})
+		}
+		first, refused := begin()
+		if refused != nil {
+			t.Fatal(refused)
+		}
+		for range maxSessions - 1 {
+			if _, refused := begin(); refused != nil {
+				t.Fatal(refused)
+			}
+		}
+		if _, refused := begin(); refused == nil || len(r.sessions) > maxSessions {
+			t.Errorf("%d sessions are open", len(r.sessions))
+		}
+		time.Sleep(sessionLife + time.Second) // in the bubble: no time passes
+		if _, refused := r.finish(wire.Finish{Session: first.Session}); refused == nil || refused.Code != wire.CodeSession {
+			t.Errorf("a session that expired: %v", refused)
+		}
+		if _, refused := begin(); refused != nil || len(r.sessions) != 1 {
+			t.Errorf("after they expired: %v, %d sessions", refused, len(r.sessions))
+		}
+	})
+}
+
+// FuzzCSR: whatever a device sends as its request, it is refused, or asks for a key on a known
+// curve and for nothing but the device's name.
+func FuzzCSR(f *testing.F) {
+	f.Add(csrFor(f, "gw-1"))
+	f.Add(csrFor(f, "gw-2"))
+	f.Add([]byte{0x30, 0x80})
+	f.Fuzz(func(t *testing.T, der []byte) {
+		csr, err := checkCSR(der, "gw-1")
+		if err != nil {
+			return
+		}
+		if _, ok := csr.PublicKey.(*ecdsa.PublicKey); !ok || csr.Subject.CommonName != "gw-1" {
+			t.Errorf("%T for %v", csr.PublicKey, csr.Subject)
+		}
+	})
+}
+
+// FuzzRequests: no body makes the registrar panic, fail by itself, or issue anything.
+func FuzzRequests(f *testing.F) {
+	r := registrarOn(f, disktest.New())
+	if _, err := r.ca.AddToken("gw-1", time.Hour); err != nil {
+		f.Fatal(err)
+	}
+	handler := r.handler()
+	for _, body := range []any{
+		wire.Begin{Versions: []int{wire.Version}, Token: "t"},
+		wire.Evidence{Session: "s", Evidence: []wire.Item{{Kind: wire.KindCSR, Data: csrFor(f, "gw-1")}}},
+		wire.Finish{Session: "s", Answers: []wire.Item{}},
+	} {
+		text, err := json.Marshal(body)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		for _, path := range []string{wire.PathBegin, wire.PathEvidence, wire.PathFinish} {
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, bytes.NewReader(body)))
+			if w.Code < 400 || w.Code >= 500 {
+				t.Errorf("%s: %d %s", path, w.Code, w.Body)
+			}
+		}
+	})
+}
