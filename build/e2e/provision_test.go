@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// provisioning is one call of build/provision.sh for one gateway below a directory.
+type provisioning struct {
+	*world
+	root, records string
+	argv          []string
+}
+
+func newProvisioning(t *testing.T) *provisioning {
+	t.Helper()
+	w := newFactory(t)
+	p := &provisioning{world: w, root: filepath.Join(w.dir, "gateway"), records: filepath.Join(w.dir, "records.jsonl")}
+	p.argv = []string{"sh", "../provision.sh", "--device", "gw-1", "--ca", w.ca, "--registrar", w.registrar,
+		"--broker", w.broker, "--ferrule", build(t, "ferrule", native)[0], "--records", p.records,
+		"--gateway", "local:" + p.root, "--tpm", w.tpm.Address(), "--factory", w.factory[0]}
+	return p
+}
+
+// converged checks that there is one key, one certificate and one record, which agree.
+func (p *provisioning) converged(t *testing.T) {
+	t.Helper()
+	text, err := os.ReadFile(p.records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record struct{ Device, Serial string }
+	if lines := strings.Split(strings.TrimSpace(string(text)), "\n"); len(lines) != 1 || json.Unmarshal([]byte(lines[0]), &record) != nil {
+		t.Fatalf("records:\n%s", text)
+	}
+	issued := mustRun(t, "", append(p.factory, "records", p.ca)...)
+	if n := strings.Count(issued, "\n"); n != 1 {
+		t.Errorf("the registrar issued %d certificates:\n%s", n, issued)
+	}
+	serial := strings.TrimLeft(record.Serial, "0") // openssl writes whole bytes
+	if record.Device != "gw-1" || serial == "" || !strings.Contains(strings.ToUpper(issued), serial) {
+		t.Errorf("record %+v; the registrar has %s", record, issued)
+	}
+	keys, err := filepath.Glob(filepath.Join(p.root, "var/lib/ferrule/device.key*"))
+	if err != nil || len(keys) != 1 {
+		t.Errorf("keys: %v, %v", keys, err)
+	}
+	if left, _ := filepath.Glob(p.records + ".tokens/*"); len(left) != 0 {
+		t.Errorf("tokens are left: %v", left)
+	}
+}
+
+func TestProvision(t *testing.T) {
+	p := newProvisioning(t)
+	first := mustRun(t, "", p.argv...)
+	p.converged(t)
+	certificate := filepath.Join(p.root, "var/lib/ferrule/device.crt")
+	before, err := os.ReadFile(certificate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := mustRun(t, "", p.argv...)
+	p.converged(t)
+	if after, _ := os.ReadFile(certificate); string(after) != string(before) {
+		t.Error("a second run changed the certificate")
+	}
+	if !strings.Contains(first, "enrolled as gw-1") || !strings.Contains(again, "already enrolled") || strings.Contains(again, "written") {
+		t.Errorf("first run:\n%s\nsecond run:\n%s", first, again)
+	}
+}
+
+// The script is killed with all its children at random moments, again and again; the run
+// that is left alone ends as if nothing had happened.
+func TestProvisionCutAnywhere(t *testing.T) {
+	rounds, cuts := number(t, "E2E_PROVISION", 6), 0
+	seed := uint64(time.Now().UnixNano())
+	random := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
+	for range rounds {
+		p := newProvisioning(t)
+		for range 6 {
+			command := exec.Command(p.argv[0], p.argv[1:]...)
+			command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+			if err := command.Start(); err != nil {
+				t.Fatal(err)
+			}
+			pause(t, time.Duration(random.IntN(160))*time.Millisecond)
+			_ = syscall.Kill(-command.Process.Pid, syscall.SIGKILL)
+			if command.Wait() != nil {
+				cuts++
+			}
+		}
+		mustRun(t, "", p.argv...)
+		p.converged(t)
+	}
+	t.Logf("%d gateways, %d cuts", rounds, cuts)
+	if cuts < rounds {
+		t.Errorf("only %d cuts in %d rounds hit a running script", cuts, rounds)
+	}
+}
