@@ -68,6 +68,10 @@ var ErrRefused = errors.New("the registrar refused")
 // ErrUnreachable says that no answer came from the registrar.
 var ErrUnreachable = errors.New("the registrar cannot be reached")
 
+// ErrUntrusted says that whoever answered could not prove to be the registrar. It was told
+// nothing.
+var ErrUntrusted = errors.New("this is not the registrar")
+
 // Bounds of one enrollment.
 const (
 	attempts       = 4
@@ -257,7 +261,7 @@ func refusal(response *http.Response, text []byte) error {
 // prove it at the next attempt either.
 func unreachable(err error) error {
 	if bad, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return hint.With(fmt.Errorf("checking who the registrar is: %w", bad.Err),
+		return hint.With(fmt.Errorf("%w: %w", ErrUntrusted, bad.Err),
 			"compare enroll.url and enroll.roots with the registrar's certificate, and this machine's clock with the time")
 	}
 	return hint.With(fmt.Errorf("%w: %w", ErrUnreachable, err), "check enroll.url, the network, and that the registrar runs")
