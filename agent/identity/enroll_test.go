@@ -197,6 +197,8 @@ func replayEnroll(t *testing.T, prepare func(*testing.T, *disktest.Disk)) {
 			t.Fatalf("and once more: %+v, %v", again, err)
 		}
 		checkConverged(t, state, c, o)
+		after := state.PowerCut() // what was reported as done survives a second cut
+		checkConverged(t, after, c, optionsOn(after, "/state"))
 		gotKey, _ := state.Content("/state/device.pem")
 		gotCertificate, _ := state.Content("/state/device.crt")
 		switch n := f.issued(t) - before; {

@@ -16,7 +16,7 @@ import (
 )
 
 // selfSigned is a certificate that both ends of these tests show and trust.
-func selfSigned(t *testing.T) tls.Certificate {
+func selfSigned(t testing.TB) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

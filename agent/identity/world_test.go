@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -221,6 +223,9 @@ func meet(c *identity.Credential, roots *x509.CertPool, address string) (shown s
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
 	buffer := make([]byte, 256)
 	n, err := conn.Read(buffer)
+	if n > 0 && errors.Is(err, io.EOF) {
+		err = nil // the end came with the last bytes
+	}
 	return strings.TrimSpace(string(buffer[:n])), conn.(*tls.Conn).ConnectionState().DidResume, err
 }
 
