@@ -26,7 +26,8 @@ func testWholePath(t *testing.T, on target) {
 	device := "gw-" + on.name
 	config := w.configure(t, device, w.startUnit(t))
 
-	out := mustRun(t, w.token(t, device)+"\n", with(ferrule, "enroll", "--config", config, "--token", "-")...)
+	token := w.token(t, device)
+	out := mustRun(t, token+"\n", with(ferrule, "enroll", "--config", config, "--token", "-")...)
 	if !strings.Contains(out, device) {
 		t.Errorf("enroll said %q; it should name the device", out)
 	}
@@ -60,6 +61,11 @@ func testWholePath(t *testing.T, on target) {
 		t.Errorf("read without an agent said %q; want 38", direct)
 	}
 	checkKeyIsInTheTPM(t, w)
+	for _, said := range []string{out, w.issuing.output(), agent.output()} {
+		if strings.Contains(said, token) {
+			t.Errorf("the token was written out:\n%s", said)
+		}
+	}
 }
 
 func with(command []string, args ...string) []string {

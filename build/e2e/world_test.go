@@ -220,6 +220,7 @@ type world struct {
 	ca        string // directory of ferrule-factory ca
 	factory   []string
 	registrar string // URL
+	issuing   *process
 	tpm       *tpmtest.Swtpm
 	broker    string // host:port of mosquitto
 	mosquitto *process
@@ -246,8 +247,8 @@ func newFactory(t *testing.T) *world {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	w := &world{dir: dir, ca: filepath.Join(dir, "ca"), factory: build(t, "ferrule-factory", native)}
 	mustRun(t, "", append(w.factory, "ca", "init", "--host", "127.0.0.1", w.ca)...)
-	registrar := start(t, "registrar", append(w.factory, "registrar", "--ca", w.ca, "--listen", "127.0.0.1:0")...)
-	line := registrar.waitLine(t, "127.0.0.1:")
+	w.issuing = start(t, "registrar", append(w.factory, "registrar", "--ca", w.ca, "--listen", "127.0.0.1:0")...)
+	line := w.issuing.waitLine(t, "127.0.0.1:")
 	_, port, _ := strings.Cut(line, "127.0.0.1:")
 	w.registrar = "https://127.0.0.1:" + strings.TrimRight(strings.Fields(port)[0], `",}`)
 	w.tpm = tpmtest.Start(t)
