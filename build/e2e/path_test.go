@@ -97,6 +97,7 @@ func waitFor(t *testing.T, what string, done func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: not within a minute", what)
 		}
+		pause(t, 20*time.Millisecond) // for the program under test
 	}
 }
 
