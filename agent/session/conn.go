@@ -203,6 +203,9 @@ func (c *conn) sinceIn(t time.Time) time.Duration { return c.since(&c.lastIn, t)
 // sinceAck returns how long no PUBACK came, but no more than since t.
 func (c *conn) sinceAck(t time.Time) time.Duration { return c.since(&c.lastAck, t) }
 
+// acknowledged says whether any PUBACK came.
+func (c *conn) acknowledged() bool { return c.lastAck.Load() != 0 }
+
 func (c *conn) since(last *atomic.Int64, t time.Time) time.Duration {
 	return min(time.Since(c.start)-time.Duration(last.Load()), time.Since(t))
 }

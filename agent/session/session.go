@@ -164,9 +164,7 @@ func (s *Session) Run(ctx context.Context) error {
 			continue
 		}
 		r.serve(ctx, l)
-		if failures++; time.Since(l.since) >= steady {
-			failures = 0
-		}
+		failures = failed(failures, time.Since(l.since), l.conn.acknowledged())
 	}
 }
 
