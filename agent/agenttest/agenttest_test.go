@@ -40,6 +40,17 @@ func TestLedgerKeepsWholeLines(t *testing.T) {
 	if err != nil || len(got) != 2 || got[1].Topic != "b" || string(got[1].Payload) != "\x00\n{}" {
 		t.Errorf("%+v, %v", got, err)
 	}
+	again, err := agenttest.OpenLedger(name, false) // the broker that follows the killed one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if err := again.Append(agenttest.Message{Topic: "c"}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := agenttest.ReadLedger(name); err != nil || len(got) != 3 || got[2].Topic != "c" {
+		t.Errorf("behind an unfinished line: %+v, %v", got, err)
+	}
 	if err := os.WriteFile(name, []byte("{}\nx\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

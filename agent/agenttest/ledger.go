@@ -19,17 +19,40 @@ type Ledger struct {
 }
 
 // OpenLedger opens the file name for appending, and makes it. With fsync a message is on disk
-// before it is acknowledged; without, it outlives the broker but not the machine.
+// before it is acknowledged; without, it outlives the broker but not the machine. A line that
+// a killed broker left unfinished is cut off: its message had no PUBACK.
 func OpenLedger(name string, fsync bool) (*Ledger, error) {
-	file, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	file, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the ledger: %w", err)
+	}
+	if err := cutUnfinished(file); err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("mending the ledger: %w", err)
 	}
 	return &Ledger{fsync: fsync, file: file}, nil
 }
 
-// Append writes m with one call, so that whoever kills this process leaves whole lines. It is
-// what BrokerConfig.Ledger wants.
+// cutUnfinished truncates file behind its last newline. SIGKILL can end a write(2) between two
+// pages of the file, so even one call may leave half a line.
+func cutUnfinished(file *os.File) error {
+	r := bufio.NewReader(file)
+	for whole := int64(0); ; {
+		line, err := r.ReadBytes('\n')
+		if errors.Is(err, io.EOF) && len(line) > 0 {
+			return file.Truncate(whole)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		whole += int64(len(line))
+	}
+}
+
+// Append writes m with one call. It is what BrokerConfig.Ledger wants.
 func (l *Ledger) Append(m Message) error {
 	line, err := json.Marshal(m)
 	if err != nil {
