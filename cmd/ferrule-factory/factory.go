@@ -35,7 +35,7 @@ Keep root.key and device-ca.key where nobody else reads them.
 
 func runCAServer(_ context.Context, e *env) error {
 	if e.name == "" || len(e.hosts) == 0 {
-		return hint.With(fmt.Errorf("%w: --name and --host are needed", errUsage), "ferrule-factory ca server --name broker2 --host broker2.example DIR")
+		return hint.With(fmt.Errorf("%w: --name and --host are needed", errUsage), "ferrule-factory ca server DIR --name broker2 --host broker2.example")
 	}
 	ca, err := registrar.OpenCA(disk.OS(), e.flags.Arg(0))
 	if err != nil {
@@ -46,7 +46,7 @@ func runCAServer(_ context.Context, e *env) error {
 
 func runTokenAdd(_ context.Context, e *env) error {
 	if e.device == "" || e.valid <= 0 {
-		return hint.With(fmt.Errorf("%w: --device is needed, and --valid above zero", errUsage), "ferrule-factory token add --device ID DIR")
+		return hint.With(fmt.Errorf("%w: --device is needed, and --valid above zero", errUsage), "ferrule-factory token add DIR --device ID")
 	}
 	ca, err := registrar.OpenCA(disk.OS(), e.flags.Arg(0))
 	if err != nil {
@@ -125,17 +125,31 @@ func registrarFlags(e *env) {
 	e.flags.StringVar(&e.ca, "ca", "", "the CA's `directory`")
 	e.flags.StringVar(&e.listen, "listen", ":8443", "the `address` to listen on; port 0 takes a free one")
 	e.flags.DurationVar(&e.valid, "life", registrar.DeviceLife, "how long device certificates live")
+	e.flags.StringVar(&e.log, "log", "text", "form of the log: text or json")
+}
+
+func logger(e *env) (*slog.Logger, error) {
+	switch e.log {
+	case "text":
+		return slog.New(slog.NewTextHandler(e.stderr, nil)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(e.stderr, nil)), nil
+	}
+	return nil, hint.With(fmt.Errorf("%w: --log %q is not known", errUsage, e.log), "it is text or json")
 }
 
 func runRegistrar(ctx context.Context, e *env) error {
 	if e.ca == "" || e.valid <= 0 {
 		return hint.With(fmt.Errorf("%w: --ca is needed, and --life above zero", errUsage), "ferrule-factory registrar --ca DIR")
 	}
+	log, err := logger(e)
+	if err != nil {
+		return err
+	}
 	ca, err := registrar.OpenCA(disk.OS(), e.ca)
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(e.stderr, nil))
 	r := registrar.New(ca, e.valid, log)
 	listener, err := r.Listen(ctx, e.listen)
 	if err != nil {

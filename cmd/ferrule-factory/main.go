@@ -43,6 +43,8 @@ type command struct {
 	run     func(context.Context, *env) error
 }
 
+func (c command) synopsis() string { return strings.TrimSpace(c.words + " " + c.args) }
+
 func table() []command {
 	return []command{
 		{"ca init", "DIR", "make the CA: root, device CA, certificates for broker and registrar; safe to run again", caFlags, runCAInit},
@@ -65,6 +67,7 @@ type env struct {
 	json           bool
 	ca             string
 	listen         string
+	log            string
 }
 
 // hosts collects --host, which may be given several times.
@@ -119,18 +122,18 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 	if c.flags != nil {
 		c.flags(e)
 	}
-	err := e.flags.Parse(args)
+	err := parseFlags(e.flags, args)
 	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintf(stdout, "ferrule-factory %s [flags] %s\n  %s\n\n", c.words, c.args, c.summary)
+		fmt.Fprintf(stdout, "ferrule-factory %s [flags]\n  %s\n\n", c.synopsis(), c.summary)
 		e.flags.SetOutput(stdout)
 		e.flags.PrintDefaults()
 		return exitDone
 	}
 	if want := len(strings.Fields(c.args)); err == nil && e.flags.NArg() != want {
-		err = fmt.Errorf("%s takes %d arguments after its flags, not %d", c.words, want, e.flags.NArg())
+		err = fmt.Errorf("%s takes %d arguments beside its flags, not %d", c.words, want, e.flags.NArg())
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "ferrule-factory: error: %v\nferrule-factory: hint: usage: ferrule-factory %s [flags] %s\n", err, c.words, c.args)
+		fmt.Fprintf(stderr, "ferrule-factory: error: %v\nferrule-factory: hint: usage: ferrule-factory %s [flags]\n", err, c.synopsis())
 		return exitUsage
 	}
 	if err := c.run(ctx, e); err != nil {
@@ -146,10 +149,28 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 	return exitDone
 }
 
+// parseFlags accepts flags before, between and after the arguments, as people type them.
+func parseFlags(flags *flag.FlagSet, args []string) error {
+	var positional []string
+	for {
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		rest := flags.Args()
+		for len(rest) > 0 && (!strings.HasPrefix(rest[0], "-") || rest[0] == "-") {
+			positional, rest = append(positional, rest[0]), rest[1:]
+		}
+		if len(rest) == 0 {
+			return flags.Parse(append([]string{"--"}, positional...))
+		}
+		args = rest
+	}
+}
+
 func usage(w io.Writer) {
 	fmt.Fprint(w, "ferrule-factory makes gateways into enrolled devices.\n\n")
 	for _, c := range table() {
-		fmt.Fprintf(w, "  ferrule-factory %-22s %s\n", c.words+" [flags] "+c.args, c.summary)
+		fmt.Fprintf(w, "  ferrule-factory %-22s %s\n", c.synopsis()+" [flags]", c.summary)
 	}
 	fmt.Fprint(w, "\nEvery command has --help. The whole line, step by step: docs/factory.md.\n")
 }
