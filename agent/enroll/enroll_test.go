@@ -12,7 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -51,7 +51,7 @@ func newFake(t *testing.T) *fake {
 	t.Helper()
 	f := &fake{answer: map[string]func(http.ResponseWriter){}, bodies: map[string][]string{}}
 	f.server = httptest.NewUnstartedServer(f)
-	f.server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	f.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	f.server.StartTLS()
 	t.Cleanup(f.server.Close)
 	f.config = enroll.Config{Method: enroll.MethodRegistrar, URL: f.server.URL, Roots: rootsFile(t, f.server.Certificate().Raw)}
@@ -309,7 +309,7 @@ func TestKeyThatCannotSign(t *testing.T) {
 func TestRegistrarSpeaksOldTLS(t *testing.T) {
 	f := &fake{answer: map[string]func(http.ResponseWriter){}, bodies: map[string][]string{}}
 	server := httptest.NewUnstartedServer(f)
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	server.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
 	server.StartTLS()
 	defer server.Close()
