@@ -24,6 +24,7 @@ type site struct {
 	units   map[string]*hwtest.Unit
 	process *agenttest.BrokerProcess
 	agent   *process
+	stopped time.Time // when the agent was told to end
 }
 
 // siteOptions are what differs from test to test.
@@ -121,23 +122,33 @@ func (s *site) run(t *testing.T) {
 	s.agent = start(t, "ferrule run", with(s.ferrule, "run", "--config", s.config)...)
 }
 
-// arrivals is what reached the broker, entry by entry, in order of arrival.
+// message is one PUBLISH with readings, and arrival one entry of it.
+type message struct {
+	at      time.Time
+	size    int // of the payload
+	entries []arrival
+}
+
 type arrival struct {
 	Boot, Seq uint64
 	Unit      string
-	Readings  struct{ Counter uint32 }
-	Bad       map[string]string
-	size      int
+	Readings  struct {
+		Counter        uint32
+		P0, P1, P2, P3 uint16
+	}
+	Bad map[string]string
+	raw string
 }
 
-func (s *site) arrivals(t *testing.T) []arrival {
+// messages is what reached the broker, in order of arrival.
+func (s *site) messages(t *testing.T) []message {
 	t.Helper()
-	messages, err := agenttest.ReadLedger(s.ledger())
+	ledger, err := agenttest.ReadLedger(s.ledger())
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all []arrival
-	for _, m := range messages {
+	var all []message
+	for _, m := range ledger {
 		if !strings.Contains(m.Topic, "/readings/") {
 			continue
 		}
@@ -145,14 +156,28 @@ func (s *site) arrivals(t *testing.T) []arrival {
 		if payload[0] != '[' {
 			payload = append(append([]byte{'['}, payload...), ']')
 		}
-		var entries []arrival
-		if err := json.Unmarshal(payload, &entries); err != nil {
+		var raw []json.RawMessage
+		if err := json.Unmarshal(payload, &raw); err != nil {
 			t.Fatalf("%s: %v", m.Payload, err)
 		}
-		for i := range entries {
-			entries[i].size = len(m.Payload) / len(entries)
+		entries := make([]arrival, len(raw))
+		for i := range raw {
+			if err := json.Unmarshal(raw[i], &entries[i]); err != nil {
+				t.Fatalf("%s: %v", m.Payload, err)
+			}
+			entries[i].raw = string(raw[i])
 		}
-		all = append(all, entries...)
+		all = append(all, message{at: m.At, size: len(m.Payload), entries: entries})
+	}
+	return all
+}
+
+// arrivals is the same, entry by entry.
+func (s *site) arrivals(t *testing.T) []arrival {
+	t.Helper()
+	var all []arrival
+	for _, m := range s.messages(t) {
+		all = append(all, m.entries...)
 	}
 	return all
 }

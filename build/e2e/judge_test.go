@@ -1,0 +1,132 @@
+package e2e
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// cutOff is how long before the end of the agent an answer may have left its unit without
+// having been appended: it is on the wire, or in the agent's hands, and nobody can keep it.
+// So long after a SIGKILL a unit may still answer what had been asked.
+const cutOff = 50 * time.Millisecond
+
+// verdict is what became of the readings that the units gave.
+type verdict struct {
+	received int // at the broker at least once
+	excused  int // not received, and given within the window before a kill, or as the agent was told to end
+	lost     int // not received, and nothing excuses it
+	again    int // arrivals of what had arrived
+	bad      int // entries without a value
+	boots    int
+}
+
+// stop ends the agent by SIGTERM, which is a clean end.
+func (s *site) stop(t *testing.T) {
+	t.Helper()
+	s.stopped = time.Now()
+	if code := s.agent.stop(t); code != 0 {
+		t.Errorf("run ended with exit code %d", code)
+	}
+}
+
+// judge compares the ledgers of the units with the broker's, after stop. kills are those of
+// the agent, and window is how long before each of them nothing is promised.
+func (s *site) judge(t *testing.T, kills []time.Time, window time.Duration) verdict {
+	t.Helper()
+	excused := func(at time.Time) bool {
+		return at.After(s.stopped.Add(-cutOff)) || slices.ContainsFunc(kills, func(kill time.Time) bool {
+			return at.After(kill.Add(-window)) && at.Before(kill.Add(cutOff))
+		})
+	}
+	v, received := s.count(t)
+	for name, unit := range s.units {
+		for _, answer := range unit.Ledger() {
+			switch {
+			case received[name][answer.Counter]:
+				v.received++
+			case excused(answer.Time):
+				v.excused++
+			default:
+				v.lost++
+				t.Errorf("%s: reading %d, taken at %s, never arrived", name, answer.Counter, answer.Time.Format("15:04:05.000"))
+			}
+		}
+	}
+	t.Logf("%d kills, %d boots, %d readings taken, %d lost, %d not received but inside %s before a kill or the end, %d received again, %d entries without a value",
+		len(kills), v.boots, v.received+v.excused+v.lost, v.lost, v.excused, max(window, cutOff), v.again, v.bad)
+	return v
+}
+
+type entryID struct{ boot, seq uint64 }
+
+// count reads the broker's ledger: which readings came; that what came first came in order,
+// under one number each, with one content; and that no number is missing below the highest of
+// its boot, so that a crash can have cost its tail alone.
+func (s *site) count(t *testing.T) (v verdict, received map[string]map[uint32]bool) {
+	t.Helper()
+	seen := make(map[entryID]arrival)
+	highest, entries := make(map[uint64]uint64), make(map[uint64]uint64)
+	counter := make(map[string]uint32)
+	last := make(map[string]arrival) // of each unit, which has a topic of its own
+	received = map[string]map[uint32]bool{"meter-a": {}, "meter-b": {}}
+	for _, a := range s.arrivals(t) {
+		id := entryID{a.Boot, a.Seq}
+		if before, again := seen[id]; again {
+			v.again++
+			if before.raw != a.raw {
+				t.Errorf("boot %d seq %d came with two contents: %s and %s", a.Boot, a.Seq, before.raw, a.raw)
+			}
+			continue
+		}
+		seen[id] = a
+		highest[a.Boot] = max(highest[a.Boot], a.Seq)
+		entries[a.Boot]++
+		if l := last[a.Unit]; a.Boot < l.Boot || a.Boot == l.Boot && a.Seq < l.Seq {
+			t.Errorf("%s: boot %d seq %d came after boot %d seq %d", a.Unit, a.Boot, a.Seq, l.Boot, l.Seq)
+		}
+		last[a.Unit] = a
+		if len(a.Bad) > 0 {
+			v.bad++
+			continue
+		}
+		if a.Readings.Counter <= counter[a.Unit] {
+			t.Errorf("%s: reading %d came after %d", a.Unit, a.Readings.Counter, counter[a.Unit])
+		}
+		counter[a.Unit] = a.Readings.Counter
+		received[a.Unit][a.Readings.Counter] = true
+	}
+	for boot, seq := range highest {
+		if entries[boot] != seq {
+			t.Errorf("boot %d: %d of %d numbers are missing below the highest", boot, seq-entries[boot], seq)
+		}
+	}
+	v.boots = len(highest)
+	return v, received
+}
+
+// repeated counts the entries that arrived between from and to and had arrived before, and
+// how many there can be: those of one window of messages before from, whose PUBACK the cut
+// may have swallowed.
+func (s *site) repeated(t *testing.T, from, to time.Time) (again, most int) {
+	t.Helper()
+	const window = 64 // messages; the default of the configuration
+	seen := make(map[entryID]bool)
+	var before []int // entries of each message that came before from
+	for _, m := range s.messages(t) {
+		if m.at.Before(from) {
+			before = append(before, len(m.entries))
+		}
+		for _, a := range m.entries {
+			id := entryID{a.Boot, a.Seq}
+			if seen[id] && !m.at.Before(from) && m.at.Before(to) {
+				again++
+			}
+			seen[id] = true
+		}
+	}
+	for _, n := range before[max(0, len(before)-window):] {
+		most += n
+	}
+	return again, most
+}
