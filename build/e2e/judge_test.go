@@ -34,6 +34,9 @@ func (s *site) stop(t *testing.T) {
 // the agent, and window is how long before each of them nothing is promised.
 func (s *site) judge(t *testing.T, kills []time.Time, window time.Duration) verdict {
 	t.Helper()
+	if s.stopped.IsZero() {
+		t.Fatal("judge is called after stop")
+	}
 	excused := func(at time.Time) bool {
 		return at.After(s.stopped.Add(-cutOff)) || slices.ContainsFunc(kills, func(kill time.Time) bool {
 			return at.After(kill.Add(-window)) && at.Before(kill.Add(cutOff))

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"ferrule/tpm/tpmtest"
 )
 
 // A state directory that is full, or that cannot be written: the agent starts, publishes,
@@ -32,9 +30,7 @@ func TestDiskThatTakesNothing(t *testing.T) {
 			})
 			s.startBroker(t)
 			s.waitDrained(t)
-			if code := s.agent.stop(t); code != 0 {
-				t.Errorf("run ended with exit code %d", code)
-			}
+			s.stop(t)
 			s.judge(t, nil, 0)
 		})
 	}
@@ -60,9 +56,7 @@ func TestDamagedSegment(t *testing.T) {
 	if damaged, _ := field(status, "outbox", "damaged").(float64); damaged < 1 {
 		t.Errorf("status does not tell of the damage: %v", field(status, "outbox"))
 	}
-	if code := s.agent.stop(t); code != 0 {
-		t.Errorf("run ended with exit code %d", code)
-	}
+	s.stop(t)
 }
 
 // flipBit turns one bit in the middle of the largest file of the outbox.
@@ -85,35 +79,6 @@ func flipBit(t *testing.T, dir string) {
 	text[len(text)/2] ^= 4
 	if err := os.WriteFile(largest, text, 0o600); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// The disk of one device in another one: its own exit code, at once, and no loop.
-func TestDiskOfAnotherDevice(t *testing.T) {
-	s := newSite(t, siteOptions{sync: "1s", every: time.Second, points: 1})
-	other := tpmtest.Start(t)
-	config, err := os.ReadFile(s.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	moved := s.file(t, "moved.toml", strings.Replace(string(config), s.tpm.Address(), other.Address(), 1))
-	_, stderr, code := run(t, "", with(s.ferrule, "run", "--config", moved)...)
-	if code != 78 || !strings.Contains(stderr, "not the TPM of this device") || !strings.Contains(stderr, "hint:") {
-		t.Errorf("exit code %d, %s", code, stderr)
-	}
-	if entries, err := os.ReadFile(s.ledger()); err == nil && len(entries) > 0 {
-		t.Errorf("it published: %s", entries)
-	}
-}
-
-// Two agents on one state directory would tear the outbox.
-func TestSecondAgentIsRefused(t *testing.T) {
-	s := newSite(t, siteOptions{sync: "1s", every: time.Second, points: 1})
-	s.run(t)
-	waitFor(t, "the session", func() bool { return field(s.status(t), "session", "stage") == "up" })
-	_, stderr, code := run(t, "", with(s.ferrule, "run", "--config", s.config)...)
-	if code != 14 || !strings.Contains(stderr, "another agent") {
-		t.Errorf("exit code %d, %s", code, stderr)
 	}
 }
 
