@@ -35,7 +35,8 @@ type Config struct {
 	Method string `toml:"method"`
 	// Address of the registrar, an https URL.
 	URL string `toml:"url"`
-	// File with the root certificates, PEM, that the registrar's certificate must chain to.
+	// File with the root certificates, PEM, that the registrar's certificate and the one it
+	// issues must chain to.
 	Roots string `toml:"roots"`
 }
 
@@ -147,7 +148,11 @@ func newClient(c Config, r Request) (*client, error) {
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Time: r.Now},
 		ForceAttemptHTTP2:   true,
 	}
-	return &client{base: base, http: &http.Client{Transport: transport, Timeout: requestTimeout}, request: r}, nil
+	return &client{base: base, request: r, http: &http.Client{
+		Transport: transport, Timeout: requestTimeout,
+		// The token is for enroll.url alone, and a redirect may lead to a place without TLS.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
 }
 
 func readRoots(path string) (*x509.CertPool, error) {
@@ -261,8 +266,47 @@ func refusal(response *http.Response, text []byte) error {
 // prove it at the next attempt either.
 func unreachable(err error) error {
 	if bad, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return hint.With(fmt.Errorf("%w: %w", ErrUntrusted, bad.Err),
-			"compare enroll.url and enroll.roots with the registrar's certificate, and this machine's clock with the time")
+		return hint.With(fmt.Errorf("%w: %w", ErrUntrusted, bad.Err), distrust(bad.Err))
 	}
 	return hint.With(fmt.Errorf("%w: %w", ErrUnreachable, err), "check enroll.url, the network, and that the registrar runs")
+}
+
+// distrust says what to mend where the registrar's certificate is not believed.
+func distrust(err error) string {
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "write enroll.url with a name that the registrar's certificate bears, or have one made for this name: ferrule-factory ca server"
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return "compare this machine's clock with the time; if it is right, the registrar needs a new certificate"
+	}
+	return "put the root of the registrar's certificate into the file of enroll.roots"
+}
+
+// Verify says whether a chain, the leaf first, is a client's and leads to the roots of c. How
+// long it is valid is not judged beyond reason: the clock of a gateway may be behind.
+func (c Config) Verify(chain []*x509.Certificate, now time.Time) error {
+	roots, err := readRoots(c.Roots)
+	if err != nil {
+		return err
+	}
+	between := x509.NewCertPool()
+	for _, certificate := range chain[1:] {
+		between.AddCert(certificate)
+	}
+	for _, certificate := range chain {
+		if now.Before(certificate.NotBefore) {
+			now = certificate.NotBefore
+		}
+	}
+	if now.After(chain[0].NotAfter) {
+		now = chain[0].NotAfter
+	}
+	_, err = chain[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return hint.With(fmt.Errorf("checking the certificate against enroll.roots: %w", err),
+			"the registrar and the CA behind it do not belong to the roots in that file: put the CA's root there too")
+	}
+	return nil
 }

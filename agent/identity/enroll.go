@@ -52,7 +52,7 @@ func Enroll(ctx context.Context, c Config, o Options, e enroll.Config, token str
 	if err != nil {
 		return Result{}, err
 	}
-	return i.store(ctx, enrolled)
+	return i.store(ctx, e, enrolled)
 }
 
 // alreadyEnrolled opens what is there. A device without a certificate, or with an expired
@@ -115,8 +115,9 @@ func request(key crypto.Signer, device string) ([]byte, error) {
 		&x509.CertificateRequest{Subject: pkix.Name{CommonName: device}}, key)
 }
 
-// store checks the chain against the key and writes record and certificate, in that order.
-func (i *Identity) store(ctx context.Context, enrolled enroll.Result) (Result, error) {
+// store checks the chain against key, device and roots, and writes record and certificate, in
+// that order.
+func (i *Identity) store(ctx context.Context, e enroll.Config, enrolled enroll.Result) (Result, error) {
 	chain, err := parseChain(enrolled.Chain)
 	if err != nil {
 		return Result{}, fmt.Errorf("reading the registrar's certificate: %w", err)
@@ -126,6 +127,9 @@ func (i *Identity) store(ctx context.Context, enrolled enroll.Result) (Result, e
 	}
 	if i.Device() != enrolled.Device {
 		return Result{}, fmt.Errorf("the registrar promised a certificate for %q and gave one for %q", enrolled.Device, i.Device())
+	}
+	if err := e.Verify(chain, i.o.Now()); err != nil {
+		return Result{}, err
 	}
 	r := record{Device: i.Device(), Enrolled: i.o.Now().UTC()}
 	if i.device != nil {

@@ -375,6 +375,7 @@ func TestEnrollChecksWhatItIsGiven(t *testing.T) {
 	}{
 		"for another key":    {func(crypto.PublicKey) []byte { return certify(t, other.Public(), "gw-1", future) }, identity.ErrMismatch, ""},
 		"for another device": {func(p crypto.PublicKey) []byte { return certify(t, p, "gw-2", future) }, nil, `"gw-2"`},
+		"of another CA":      {func(p crypto.PublicKey) []byte { return certify(t, p, "gw-1", future) }, nil, "enroll.roots"},
 		"for nobody":         {func(p crypto.PublicKey) []byte { return certify(t, p, "", future) }, nil, "common name"},
 		"no certificate":     {func(crypto.PublicKey) []byte { return []byte("sorry") }, nil, "no certificate"},
 		"a key":              {func(crypto.PublicKey) []byte { _, text := softwareKey(t); return text }, nil, "PRIVATE KEY"},
