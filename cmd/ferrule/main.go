@@ -127,7 +127,7 @@ func parseFlags(flags *flag.FlagSet, args []string) error {
 			return err
 		}
 		rest := flags.Args()
-		for len(rest) > 0 && (!strings.HasPrefix(rest[0], "-") || isNumber(rest[0])) {
+		for len(rest) > 0 && (!strings.HasPrefix(rest[0], "-") || rest[0] == "-" || isNumber(rest[0])) {
 			positional, rest = append(positional, rest[0]), rest[1:]
 		}
 		if len(rest) == 0 {

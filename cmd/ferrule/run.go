@@ -93,6 +93,11 @@ func runEnroll(ctx context.Context, e *env) error {
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return withCode(exitIdentity, fmt.Errorf("making the state directory: %w", err))
 	}
+	lock, err := agent.LockEnrollment(c.StateDir)
+	if err != nil {
+		return withCode(exitIdentity, err)
+	}
+	defer lock.Close()
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	fsys := disk.OS()
 	now := clock.Open(fsys, clockPath(c), buildTime(), log)
