@@ -199,24 +199,25 @@ func (a *agent) take(ctx context.Context, p hw.Poll) error {
 // reload reads the configuration again. A different one is returned for the parts to start
 // anew with; the same one means that the certificate may have changed.
 func (a *agent) reload(ctx context.Context) *config.Config {
+	signal := slog.String("signal", "SIGHUP")
 	next, err := a.options.Load()
 	if err != nil {
-		a.log.LogAttrs(ctx, slog.LevelError, "configuration not reloaded", slog.Any("err", err))
+		a.log.LogAttrs(ctx, slog.LevelError, "configuration not reloaded", signal, slog.Any("err", err))
 		return nil
 	}
 	if !reflect.DeepEqual(next, a.config) {
-		a.log.LogAttrs(ctx, slog.LevelInfo, "configuration changed")
+		a.log.LogAttrs(ctx, slog.LevelInfo, "configuration changed", signal)
 		return next
 	}
 	changed, err := a.identity.Reload(ctx)
 	switch {
 	case err != nil:
-		a.log.LogAttrs(ctx, slog.LevelError, "certificate not reloaded", slog.Any("err", err))
+		a.log.LogAttrs(ctx, slog.LevelError, "certificate not reloaded", signal, slog.Any("err", err))
 	case changed:
-		a.log.LogAttrs(ctx, slog.LevelInfo, "certificate changed")
+		a.log.LogAttrs(ctx, slog.LevelInfo, "certificate changed", signal)
 		a.session.Rotate()
 	default:
-		a.log.LogAttrs(ctx, slog.LevelInfo, "nothing changed")
+		a.log.LogAttrs(ctx, slog.LevelInfo, "nothing changed", signal)
 	}
 	return nil
 }

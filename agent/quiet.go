@@ -18,7 +18,8 @@ const (
 // Quiet returns a handler that writes an event once and then counts its repetitions: the
 // next time it is written, a minute later at the earliest, it carries "repeated". Two
 // events are the same when level, message and the values of line, unit, stage, cause and
-// component are. A broken line must not fill the flash that the outbox needs.
+// component are. A broken line must not fill the flash that the outbox needs. An event with
+// the attribute signal answers somebody, who would wait in vain, and is always written.
 func Quiet(next slog.Handler) slog.Handler {
 	return &quiet{next: next, seen: &seen{events: make(map[string]*repeats)}}
 }
@@ -61,10 +62,15 @@ func (q *quiet) Handle(ctx context.Context, record slog.Record) error {
 	key.WriteString(record.Level.String())
 	key.WriteString(record.Message)
 	key.WriteString(q.prefix)
+	answer := false
 	record.Attrs(func(attr slog.Attr) bool {
 		appendKey(&key, attr)
+		answer = answer || attr.Key == "signal"
 		return true
 	})
+	if answer {
+		return q.next.Handle(ctx, record)
+	}
 	write, repeated := q.seen.note(key.String(), record.Time)
 	if !write {
 		return nil

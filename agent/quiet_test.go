@@ -40,6 +40,17 @@ func TestBoundAttributesTellEventsApart(t *testing.T) {
 	}
 }
 
+// Whoever sends SIGHUP twice within a minute is told twice, and the second error is another.
+func TestAnAnswerToASignalIsAlwaysWritten(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(Quiet(slog.NewTextHandler(&out, nil)))
+	log.Error("certificate not reloaded", "signal", "SIGHUP", "err", "first")
+	log.Error("certificate not reloaded", "signal", "SIGHUP", "err", "second")
+	if got := out.String(); !strings.Contains(got, "first") || !strings.Contains(got, "second") {
+		t.Errorf("written: %s", got)
+	}
+}
+
 func TestRememberedEventsAreBounded(t *testing.T) {
 	q := Quiet(slog.DiscardHandler).(*quiet)
 	for i := range 10 * maxQuiet {
