@@ -61,8 +61,8 @@ func testRotation(t *testing.T, version uint16) {
 }
 
 // refuseStrangers puts certificates in place that must not take over: one for another key,
-// which is never staged, and one of a CA that the broker does not know, which the broker
-// refuses on the second connection while the first lives on.
+// one for another device, which are never staged, and one of a CA that the broker does not
+// know, which the broker refuses on the second connection while the first lives on.
 func (s *site) refuseStrangers(t *testing.T, broker *agenttest.Broker, old string) {
 	t.Helper()
 	path := filepath.Join(s.state, "device.crt")
@@ -75,9 +75,13 @@ func (s *site) refuseStrangers(t *testing.T, broker *agenttest.Broker, old strin
 	s.hangUp(t)
 	waitFor(t, "the mismatch to be told", func() bool { return strings.Contains(s.agent.output(), "not for this key") })
 
+	s.replace(t, path, s.certificateFor(t, "gw-2", filepath.Join(s.ca, "device-ca")))
+	s.hangUp(t)
+	waitFor(t, "the other device to be told", func() bool { return strings.Contains(s.agent.output(), "is for device") })
+
 	other := filepath.Join(s.dir, "other-ca")
 	mustRun(t, "", append(s.factory, "ca", "init", other)...)
-	s.replace(t, path, s.certificateBy(t, other))
+	s.replace(t, path, s.certificateFor(t, siteDevice, filepath.Join(other, "root")))
 	s.hangUp(t)
 	waitFor(t, "the broker's refusal", func() bool {
 		text, _ := field(s.status(t), "session", "last_failure", "text").(string)
@@ -151,14 +155,14 @@ func (s *site) replace(t *testing.T, path, by string) {
 	}
 }
 
-// certificateBy has openssl issue a certificate for the device's own key below another CA.
-func (s *site) certificateBy(t *testing.T, ca string) (path string) {
+// certificateFor has openssl issue a certificate for the device's own key, in a device's
+// name, by the CA in the files ca.crt and ca.key.
+func (s *site) certificateFor(t *testing.T, device, ca string) (path string) {
 	t.Helper()
 	openssl := need(t, "openssl")
 	csr, leaf := filepath.Join(s.dir, "device.csr"), filepath.Join(s.dir, "device.leaf")
-	mustRun(t, "", openssl, "req", "-new", "-key", filepath.Join(s.state, "device.pem"), "-subj", "/CN="+siteDevice, "-out", csr)
-	mustRun(t, "", openssl, "x509", "-req", "-in", csr, "-days", "1", "-CA", filepath.Join(ca, "root.crt"),
-		"-CAkey", filepath.Join(ca, "root.key"), "-CAcreateserial", "-out", leaf)
+	mustRun(t, "", openssl, "req", "-new", "-key", filepath.Join(s.state, "device.pem"), "-subj", "/CN="+device, "-out", csr)
+	mustRun(t, "", openssl, "x509", "-req", "-in", csr, "-days", "1", "-CA", ca+".crt", "-CAkey", ca+".key", "-CAcreateserial", "-out", leaf)
 	return leaf
 }
 

@@ -25,6 +25,7 @@ type site struct {
 	process *agenttest.BrokerProcess
 	agent   *process
 	stopped time.Time // when the agent was told to end
+	damaged int       // entries that a test destroyed on the disk
 }
 
 // siteOptions are what differs from test to test.

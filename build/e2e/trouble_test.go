@@ -45,10 +45,12 @@ func TestDamagedSegment(t *testing.T) {
 	s.process.Kill()
 	waitFor(t, "a backlog on disk", func() bool {
 		bytes, _ := field(s.status(t), "outbox", "disk_bytes").(float64)
-		return bytes > 4096
+		return bytes > 64<<10 // the middle is older than sync
 	})
+	killed := time.Now()
 	s.agent.kill()
 	flipBit(t, filepath.Join(s.state, "outbox"))
+	s.damaged = 1
 	s.startBroker(t)
 	s.run(t)
 	s.waitDrained(t)
@@ -57,6 +59,7 @@ func TestDamagedSegment(t *testing.T) {
 		t.Errorf("status does not tell of the damage: %v", field(status, "outbox"))
 	}
 	s.stop(t)
+	s.judge(t, []time.Time{killed}, time.Second)
 }
 
 // flipBit turns one bit in the middle of the largest file of the outbox.
