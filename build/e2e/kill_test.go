@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// number returns how often a test does its worst: less by default than what is asked of a
-// release, which sets the variable.
+// number returns how often a test does its worst, or for how many seconds: less by default
+// than what is asked of a release, E2E_KILLS=200 E2E_BROKER_KILLS=50 E2E_QUIET=60 make e2e.
 func number(t *testing.T, variable string, usual int) int {
 	t.Helper()
 	text := os.Getenv(variable)

@@ -33,7 +33,7 @@ func TestSpoiltWire(t *testing.T) {
 				bad++
 			}
 		}
-		return received > 200 && bad > 5
+		return received > 120 && bad > 5
 	})
 	status := s.status(t)
 	s.stop(t)
