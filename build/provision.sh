@@ -81,6 +81,8 @@ install_file() {
 	say "$4" "$3 written"
 }
 
+# Read here: a gateway need not have it.
+command -v openssl >/dev/null || die 'openssl is missing on this machine' 'install the package openssl'
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -121,8 +123,10 @@ else
 fi
 
 # One record for each device, however often this ran.
-serial=$(there "openssl x509 -noout -serial -in '$root/var/lib/ferrule/device.crt' 2>/dev/null || true" | sed 's/^serial=//')
-fingerprint=$(there "cat '$root/var/lib/ferrule/device.crt'" | digest)
+there "cat '$root/var/lib/ferrule/device.crt'" >"$work/chain"
+serial=$(openssl x509 -noout -serial -in "$work/chain" | sed 's/^serial=//')
+[ -n "$serial" ] || die "the certificate of $device cannot be read" 'look at device.crt on the gateway; nothing was recorded'
+fingerprint=$(digest <"$work/chain")
 touch "$records"
 {
 	grep -v "^{\"device\":\"$device\"," "$records" || true
