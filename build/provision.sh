@@ -66,7 +66,7 @@ esac
 
 # put MODE PATH: standard input becomes the file; a cut leaves the old one or the new one.
 put() {
-	there "umask 077 && mkdir -p '$(dirname "$2")' && cat > '$2.new' && chmod $1 '$2.new' && sync '$2.new' && mv '$2.new' '$2'"
+	there "umask 022 && mkdir -p '$(dirname "$2")' && cat > '$2.new' && chmod $1 '$2.new' && sync '$2.new' && mv '$2.new' '$2'"
 }
 
 digest() { sha256sum | cut -d ' ' -f 1; }
@@ -94,6 +94,11 @@ install_file 644 "$work/ferrule.toml" "$root/etc/ferrule/ferrule.toml" config
 
 enroll() { there "'$root/usr/bin/ferrule' enroll --config '$root/etc/ferrule/ferrule.toml' --token -" >"$work/said" 2>&1; }
 
+# is_this: the gateway said that it is the device of this run, and no other.
+is_this() {
+	read -r first rest <"$work/said" && [ "$first" = "$device" ] && case $rest in 'is already enrolled'*) ;; *) false ;; esac
+}
+
 # The token is kept beside the records until the gateway has its certificate.
 tokens=$records.tokens
 new_token() {
@@ -106,6 +111,8 @@ new_token() {
 
 if there "test -e '$root/var/lib/ferrule/device.crt'"; then
 	: | enroll || die "$(cat "$work/said")" 'the gateway has a certificate that it cannot use'
+	is_this || die "$(cat "$work/said"), and this run is for $device" \
+		'check that this is the gateway you mean; nothing was recorded'
 	say enroll "$(cat "$work/said")"
 else
 	[ -s "$tokens/$device" ] || new_token
@@ -118,18 +125,21 @@ else
 	fi
 	cat "$work/said"
 	# What the gateway says by itself counts, not what the run above printed.
-	: | enroll && grep -q "^$device is already enrolled" "$work/said" ||
+	: | enroll && is_this ||
 		die "$(cat "$work/said")" "the gateway does not say that it is $device"
 fi
 
-# One record for each device, however often this ran.
+# One record for each device, however often this ran; stations may share the file.
+exec 9>"$records.lock"
+flock 9
 there "cat '$root/var/lib/ferrule/device.crt'" >"$work/chain"
 serial=$(openssl x509 -noout -serial -in "$work/chain" | sed 's/^serial=//')
 [ -n "$serial" ] || die "the certificate of $device cannot be read" 'look at device.crt on the gateway; nothing was recorded'
 fingerprint=$(digest <"$work/chain")
 touch "$records"
 {
-	grep -v "^{\"device\":\"$device\"," "$records" || true
+	# Compared as text: the dots of an id are no pattern.
+	awk -v own="{\"device\":\"$device\"," 'index($0, own) != 1' "$records"
 	printf '{"device":"%s","serial":"%s","certificate_sha256":"%s","binary_sha256":"%s","gateway":"%s","time":"%s"}\n' \
 		"$device" "$serial" "$fingerprint" "$(digest <"$ferrule")" "$gateway" "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 } >"$records.new"

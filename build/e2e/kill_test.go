@@ -36,7 +36,7 @@ func TestKilledAgent(t *testing.T) {
 // so that what it owes exists on the disk alone.
 func testKilledAgent(t *testing.T, sync string, window time.Duration) {
 	s := newSite(t, siteOptions{sync: sync, every: 50 * time.Millisecond, points: 4})
-	kills := make([]time.Time, number(t, "E2E_KILLS", 40))
+	kills := make([]time.Time, number(t, "E2E_KILLS", 30))
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
@@ -73,7 +73,7 @@ func testKilledAgent(t *testing.T, sync string, window time.Duration) {
 func TestKilledBroker(t *testing.T) {
 	s := newSite(t, siteOptions{sync: "1s", every: 20 * time.Millisecond, points: 4})
 	s.run(t)
-	kills := make([]time.Time, number(t, "E2E_BROKER_KILLS", 10))
+	kills := make([]time.Time, number(t, "E2E_BROKER_KILLS", 8))
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)

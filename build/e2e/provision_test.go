@@ -76,6 +76,30 @@ func TestProvision(t *testing.T) {
 	}
 }
 
+// A gateway that is another device already is not recorded as this one, and the record of a
+// device whose id differs in a dot stays.
+func TestProvisionTheWrongGateway(t *testing.T) {
+	p := newProvisioning(t)
+	other := `{"device":"gwx1","serial":"1"}` + "\n"
+	if err := os.WriteFile(p.records, []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.argv[3] = "gw.1"
+	mustRun(t, "", p.argv...)
+	before, err := os.ReadFile(p.records)
+	if err != nil || !strings.HasPrefix(string(before), other) || strings.Count(string(before), "\n") != 2 {
+		t.Fatalf("records, %v:\n%s", err, before)
+	}
+	p.argv[3] = "gw-2"
+	_, stderr, code := run(t, "", p.argv...)
+	if code != 1 || !strings.Contains(stderr, "gw.1 is already enrolled") || !strings.Contains(stderr, "hint:") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+	if after, _ := os.ReadFile(p.records); string(after) != string(before) {
+		t.Errorf("records:\n%s", after)
+	}
+}
+
 // The script is killed with all its children at random moments, again and again; the run
 // that is left alone ends as if nothing had happened.
 func TestProvisionCutAnywhere(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 // A healthy session costs the flash nothing: 100 readings a second for a while, counted by
 // the kernel (proc(5), write_bytes). The control is the same load with sync = "always".
 func TestHealthySessionLeavesTheFlashAlone(t *testing.T) {
-	length := time.Duration(number(t, "E2E_QUIET", 20)) * time.Second
+	length := time.Duration(number(t, "E2E_QUIET", 15)) * time.Second
 	quiet, payload := written(t, "1s", length)
 	if quiet > 64<<10 {
 		t.Errorf("sync=1s: %d bytes written in %s; at most 64 KiB are allowed", quiet, length)

@@ -142,7 +142,6 @@ func TestBrokerThatIsNotTheOne(t *testing.T) {
 	s.process.Kill()
 	ca, stranger := newCA(t), newCA(t)
 	s.trust(t, ca)
-	s.run(t)
 	name, now := []string{"127.0.0.1"}, time.Now()
 	for _, test := range []struct {
 		cause string
@@ -159,6 +158,7 @@ func TestBrokerThatIsNotTheOne(t *testing.T) {
 			t.Fatal(err)
 		}
 		l := listen(t, s.broker, issued.TLS)
+		s.run(t) // whose first attempt is made at once
 		if test.cause == "" {
 			waitFor(t, "CONNECT for the good one", func() bool { return l.bytes.Load() > 0 })
 			return
@@ -168,6 +168,7 @@ func TestBrokerThatIsNotTheOne(t *testing.T) {
 			f, _ := failure.(map[string]any)
 			return f["cause"] == test.cause && f["stage"] == "tls" && f["hint"] != ""
 		})
+		s.stop(t)
 		l.close()
 		if l.attempts.Load() == 0 || l.bytes.Load() != 0 {
 			t.Errorf("%s: %d bytes left in %d attempts", test.cause, l.bytes.Load(), l.attempts.Load())
