@@ -4,17 +4,18 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"ferrule/hw/hwtest"
 )
 
-// cutOff is how long before the end of the agent an answer may have left its unit without
-// having been appended: it is on the wire, or in the agent's hands, and nobody can keep it.
-// So long after a SIGKILL a unit may still answer what had been asked.
+// cutOff is how long after a SIGKILL a unit may still answer what had been asked, and how long
+// before SIGTERM an answer may have left its unit without having been read.
 const cutOff = 50 * time.Millisecond
 
 // verdict is what became of the readings that the units gave.
 type verdict struct {
 	received int // at the broker at least once
-	excused  int // not received, and given within the window before a kill, or as the agent was told to end
+	excused  int // not received, and promised by nobody: see promise; or given as the agent was told to end
 	lost     int // not received, and nothing excuses it
 	again    int // arrivals of what had arrived
 	bad      int // entries without a value
@@ -31,39 +32,71 @@ func (s *site) stop(t *testing.T) {
 	}
 }
 
-// judge compares the ledgers of the units with the broker's, after stop. kills are those of
-// the agent, and window is how long before each of them nothing is promised.
-func (s *site) judge(t *testing.T, kills []time.Time, window time.Duration) verdict {
+// promise is what a configuration says about the readings before a kill of the agent.
+type promise struct {
+	// window before a kill, in which nothing is promised.
+	window time.Duration
+	// always: a reading is on disk before the next poll of its line is sent, so that a kill
+	// costs at most one, the last of the line, however long the disk had it wait.
+	always bool
+}
+
+// judge compares the ledgers of the units with the broker's, after stop.
+func (s *site) judge(t *testing.T, kills []time.Time, p promise) verdict {
 	t.Helper()
 	if s.stopped.IsZero() {
 		t.Fatal("judge is called after stop")
 	}
-	excused := func(at time.Time) bool {
-		return at.After(s.stopped.Add(-cutOff)) || slices.ContainsFunc(kills, func(kill time.Time) bool {
-			return at.After(kill.Add(-window)) && at.Before(kill.Add(cutOff))
-		})
+	answers := s.answers()
+	cost := make(map[time.Time]int) // of each kill
+	excused := func(n int) bool {
+		at := answers[n].Time
+		for _, kill := range kills {
+			last := !at.After(kill) && (n+1 == len(answers) || answers[n+1].Time.After(kill))
+			cut := at.After(kill) && at.Before(kill.Add(cutOff)) // asked by an agent that is no more
+			if cut || at.After(kill.Add(-p.window)) && !at.After(kill) || p.always && last {
+				cost[kill]++
+				return !p.always || cost[kill] == 1
+			}
+		}
+		return at.After(s.stopped.Add(-cutOff))
 	}
 	v, received := s.count(t)
-	for name, unit := range s.units {
-		for _, answer := range unit.Ledger() {
-			switch {
-			case received[name][answer.Counter]:
-				v.received++
-			case excused(answer.Time):
-				v.excused++
-			default:
-				v.lost++
-				t.Logf("%s: reading %d, taken at %s, never arrived", name, answer.Counter, answer.Time.Format("15:04:05.000"))
-			}
+	for n, answer := range answers {
+		switch {
+		case received[answer.unit][answer.Counter]:
+			v.received++
+		case excused(n):
+			v.excused++
+		default:
+			v.lost++
+			t.Logf("%s: reading %d, taken at %s, never arrived", answer.unit, answer.Counter, answer.Time.Format("15:04:05.000"))
 		}
 	}
 	// Without gaps, all that a crash can have cost is its tail.
 	if v.lost > s.damaged || v.gaps > s.damaged {
 		t.Errorf("%d readings lost, %d numbers missing; %d were damaged on the disk", v.lost, v.gaps, s.damaged)
 	}
-	t.Logf("%d kills, %d boots, %d readings taken, %d lost, %d not received but inside %s before a kill or the end, %d received again, %d entries without a value",
-		len(kills), v.boots, v.received+v.excused+v.lost, v.lost, v.excused, max(window, cutOff), v.again, v.bad)
+	t.Logf("%d kills, %d boots, %d readings taken, %d lost, %d not received and excused, %d received again, %d entries without a value",
+		len(kills), v.boots, len(answers), v.lost, v.excused, v.again, v.bad)
 	return v
+}
+
+// answered is one answer of one unit.
+type answered struct {
+	hwtest.Answer
+	unit string
+}
+
+// answers is the ledger of the line: those of its units in order of time.
+func (s *site) answers() (all []answered) {
+	for name, unit := range s.units {
+		for _, answer := range unit.Ledger() {
+			all = append(all, answered{answer, name})
+		}
+	}
+	slices.SortFunc(all, func(a, b answered) int { return a.Time.Compare(b.Time) })
+	return all
 }
 
 type entryID struct{ boot, seq uint64 }

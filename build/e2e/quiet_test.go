@@ -47,7 +47,7 @@ func written(t *testing.T, sync string, length time.Duration) (disk, payload int
 	if want := int(length/time.Second) * 20 * 9 / 10; entries < want {
 		t.Errorf("only %d entries arrived in %s; want %d", entries, length, want)
 	}
-	s.judge(t, nil, 0)
+	s.judge(t, nil, promise{})
 	return disk, payload
 }
 

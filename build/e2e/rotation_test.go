@@ -57,7 +57,7 @@ func testRotation(t *testing.T, version uint16) {
 	}
 	s.waitDrained(t)
 	s.stop(t)
-	s.judge(t, nil, 0)
+	s.judge(t, nil, promise{})
 }
 
 // refuseStrangers puts certificates in place that must not take over: one for another key,

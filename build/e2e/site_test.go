@@ -33,6 +33,7 @@ type siteOptions struct {
 	sync   string        // of the outbox
 	every  time.Duration // of each of the two units
 	points int           // of each unit, beside the counter
+	wait   time.Duration // for an answer; 0: as long as the configuration does by default
 	state  string        // the state directory, if it is not to be a temporary one
 	weak   bool          // a software key, for tests in which openssl uses it too
 }
@@ -93,6 +94,9 @@ settings = "115200 8E1"
 		filepath.Join(s.dir, "f.sock"), o.sync, port)
 	for n, name := range []string{"meter-a", "meter-b"} {
 		fmt.Fprintf(&b, "[[line.unit]]\nname = %q\naddress = %d\nevery = %q\n", name, n+1, o.every)
+		if o.wait > 0 {
+			fmt.Fprintf(&b, "timeout = %q\n", o.wait)
+		}
 		fmt.Fprint(&b, "[[line.unit.point]]\nname = \"counter\"\nat = \"input:0\"\ntype = \"uint32\"\n")
 		for i := range o.points {
 			fmt.Fprintf(&b, "[[line.unit.point]]\nname = \"p%d\"\nat = \"input:%d\"\n", i, i+2)

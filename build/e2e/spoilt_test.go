@@ -13,7 +13,7 @@ import (
 // and never a wrong value. What a unit holds depends on the number of the poll, so that the
 // answer to another poll shows.
 func TestSpoiltWire(t *testing.T) {
-	s := newSite(t, siteOptions{sync: "1s", every: 50 * time.Millisecond, points: 4})
+	s := newSite(t, siteOptions{sync: "1s", every: 50 * time.Millisecond, points: 4, wait: 300 * time.Millisecond})
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	for n, unit := range []*hwtest.Unit{s.units["meter-a"], s.units["meter-b"]} {
@@ -65,7 +65,7 @@ func fault(random *rand.Rand) (f hwtest.Fault) {
 	case 5:
 		f.After = garbage(random)
 	case 6:
-		f.Delay = 1200 * time.Millisecond // behind the timeout
+		f.Delay = 400 * time.Millisecond // behind the timeout
 	case 7:
 		f.Duplicate = 1
 	}

@@ -31,7 +31,7 @@ func TestDiskThatTakesNothing(t *testing.T) {
 			s.startBroker(t)
 			s.waitDrained(t)
 			s.stop(t)
-			s.judge(t, nil, 0)
+			s.judge(t, nil, promise{})
 		})
 	}
 }
@@ -59,7 +59,7 @@ func TestDamagedSegment(t *testing.T) {
 		t.Errorf("status does not tell of the damage: %v", field(status, "outbox"))
 	}
 	s.stop(t)
-	s.judge(t, []time.Time{killed}, time.Second)
+	s.judge(t, []time.Time{killed}, promise{window: time.Second})
 }
 
 // flipBit turns one bit in the middle of the largest file of the outbox.
