@@ -18,6 +18,8 @@ tests=(
   tpm2-openssl      # openssl over the same TPM
   openssl           # foreign reader of keys, requests and certificates
   libmodbus-dev     # the foreign Modbus unit
+  mbpoll            # the foreign Modbus master
+  python3-pymodbus  # the foreign Modbus peer in ASCII
   gcc libc6-dev     # builds that unit, and the race detector's runtime
   binutils          # readelf: are the cross-built binaries static?
   qemu-user-static  # runs the ARM builds

@@ -12,6 +12,7 @@ import (
 
 	"ferrule/hw/modbus"
 	"ferrule/hw/port"
+	"ferrule/hw/profile"
 	"ferrule/internal/quantity"
 )
 
@@ -275,7 +276,7 @@ func lineOf(units ...UnitConfig) LineConfig {
 	return LineConfig{Name: "rs485-1", Port: "/dev/null", Units: units}
 }
 
-func unitOf(name string, address int, every time.Duration, points ...PointConfig) UnitConfig {
+func unitOf(name string, address int, every time.Duration, points ...profile.Point) UnitConfig {
 	return UnitConfig{Name: name, Address: address, Every: quantity.Duration(every), Points: points}
 }
 

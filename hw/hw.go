@@ -13,15 +13,7 @@ import (
 )
 
 // Reading is one point of one poll: a value, or the reason why there is none.
-type Reading struct {
-	Point string
-	Value point.Value
-	// Bad is "" for a good value, or why there is none: "timeout" (no answer), "crc" (a
-	// damaged one), "mismatch" (an answer to something else), "exception-2" (the unit refused,
-	// with the Modbus exception code), "nan" (NaN or an infinity), "invalid" (BCD digits above
-	// 9), "line" (the port is gone or cannot be opened).
-	Bad string
-}
+type Reading = point.Reading
 
 // Poll is one poll of one unit: the readings of all points that were due, in the order of the
 // configuration, except those that a deadband held back.

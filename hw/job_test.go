@@ -12,17 +12,18 @@ import (
 
 	"ferrule/hw/modbus"
 	"ferrule/hw/point"
+	"ferrule/hw/profile"
 	"ferrule/internal/hint"
 )
 
 func writable() LineConfig {
 	return lineOf(unitOf("a", 1, time.Second,
-		PointConfig{Name: "limit", At: "holding:100", Type: "int16", Scale: 0.1, Write: &WriteConfig{Min: ptr(0), Max: ptr(50)}},
-		PointConfig{Name: "target", At: "holding:110", Type: "float32", Order: "CDAB", Write: &WriteConfig{}},
-		PointConfig{Name: "pump", At: "coil:7", Write: &WriteConfig{}},
-		PointConfig{Name: "flag", At: "holding:120", Type: "bit@3", Write: &WriteConfig{}},
-		PointConfig{Name: "label", At: "holding:130", Type: "string(4)", Write: &WriteConfig{}},
-		PointConfig{Name: "fixed", At: "holding:140"}))
+		profile.Point{Name: "limit", At: "holding:100", Type: "int16", Scale: 0.1, Write: &profile.Write{Min: ptr(0), Max: ptr(50)}},
+		profile.Point{Name: "target", At: "holding:110", Type: "float32", Order: "CDAB", Write: &profile.Write{}},
+		profile.Point{Name: "pump", At: "coil:7", Write: &profile.Write{}},
+		profile.Point{Name: "flag", At: "holding:120", Type: "bit@3", Write: &profile.Write{}},
+		profile.Point{Name: "label", At: "holding:130", Type: "string(4)", Write: &profile.Write{}},
+		profile.Point{Name: "fixed", At: "holding:140"}))
 }
 
 func TestWrite(t *testing.T) {
@@ -143,7 +144,7 @@ func TestWriteGoesBeforePolls(t *testing.T) {
 		var units []UnitConfig
 		for i := 1; i <= 5; i++ {
 			units = append(units, unitOf(fmt.Sprintf("u%d", i), i, 100*time.Millisecond,
-				PointConfig{Name: "x", At: "holding:0", Write: &WriteConfig{}}, PointConfig{Name: "y", At: "holding:9"}))
+				profile.Point{Name: "x", At: "holding:0", Write: &profile.Write{}}, profile.Point{Name: "y", At: "holding:9"}))
 		}
 		b := run(t, lineOf(units...), bus)
 		wait(5*time.Second + 17*time.Millisecond)

@@ -11,6 +11,7 @@ import (
 
 	"ferrule/hw/modbus"
 	"ferrule/hw/point"
+	"ferrule/hw/profile"
 	"ferrule/internal/quantity"
 )
 
@@ -27,11 +28,11 @@ func TestPollsOnSchedule(t *testing.T) {
 			{Table: modbus.Coils, Offset: 12}: 1}
 		b := run(t, lineOf(
 			unitOf("meter-a", 1, time.Second,
-				PointConfig{Name: "energy", At: "holding:9", Every: quantity.Duration(4 * time.Second)},
-				PointConfig{Name: "voltage", At: "holding:0", Scale: 0.1},
-				PointConfig{Name: "power", At: "holding:1", Type: "float32"},
-				PointConfig{Name: "door", At: "coil:12"}),
-			unitOf("meter-b", 2, 2*time.Second, PointConfig{Name: "x", At: "input:0"}),
+				profile.Point{Name: "energy", At: "holding:9", Every: quantity.Duration(4 * time.Second)},
+				profile.Point{Name: "voltage", At: "holding:0", Scale: 0.1},
+				profile.Point{Name: "power", At: "holding:1", Type: "float32"},
+				profile.Point{Name: "door", At: "coil:12"}),
+			unitOf("meter-b", 2, 2*time.Second, profile.Point{Name: "x", At: "input:0"}),
 		), bus)
 		wait(20*time.Second + 900*time.Millisecond)
 		polls := of(b.polls.take(), "meter-a")
@@ -69,7 +70,7 @@ func TestUnitsArePhased(t *testing.T) {
 		var units []UnitConfig
 		bus := newBus(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 		for i := 1; i <= 10; i++ {
-			units = append(units, unitOf(fmt.Sprintf("unit-%d", i), i, 10*time.Second, PointConfig{Name: "x", At: "input:0"}))
+			units = append(units, unitOf(fmt.Sprintf("unit-%d", i), i, 10*time.Second, profile.Point{Name: "x", At: "input:0"}))
 		}
 		b := run(t, lineOf(units...), bus)
 		wait(20 * time.Second)
@@ -91,8 +92,8 @@ func TestMissedSlotsAreCounted(t *testing.T) {
 		bus := newBus(1, 2)
 		bus.cost = 150 * time.Millisecond
 		b := run(t, lineOf(
-			unitOf("a", 1, 100*time.Millisecond, PointConfig{Name: "x", At: "input:0"}),
-			unitOf("b", 2, 100*time.Millisecond, PointConfig{Name: "x", At: "input:0"}),
+			unitOf("a", 1, 100*time.Millisecond, profile.Point{Name: "x", At: "input:0"}),
+			unitOf("b", 2, 100*time.Millisecond, profile.Point{Name: "x", At: "input:0"}),
 		), bus)
 		wait(30 * time.Second)
 		polls := b.polls.take()
@@ -122,7 +123,7 @@ func deadOfTen(t *testing.T, dead int, every, cost, long time.Duration) (polls i
 	bus.cost = cost
 	for i := 1; i <= 10; i++ {
 		bus.units[byte(i)] = &fakeUnit{regs: map[modbus.Address]uint16{}, dead: i <= dead}
-		units = append(units, unitOf(fmt.Sprintf("unit-%d", i), i, every, PointConfig{Name: "x", At: "input:0"}))
+		units = append(units, unitOf(fmt.Sprintf("unit-%d", i), i, every, profile.Point{Name: "x", At: "input:0"}))
 	}
 	b = run(t, lineOf(units...), bus)
 	wait(long)
@@ -165,8 +166,8 @@ func TestDeadUnitsCostTheOthersLittle(t *testing.T) {
 func TestDeadUnitIsDegradedAndRecovers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bus := newBus(1)
-		b := run(t, lineOf(unitOf("a", 1, 5*time.Second, PointConfig{Name: "x", At: "input:0"},
-			PointConfig{Name: "far", At: "input:90"})), bus)
+		b := run(t, lineOf(unitOf("a", 1, 5*time.Second, profile.Point{Name: "x", At: "input:0"},
+			profile.Point{Name: "far", At: "input:90"})), bus)
 		wait(11 * time.Second)
 		bus.set(func() { bus.units[1].dead = true })
 		before := len(bus.seen())
@@ -215,8 +216,8 @@ func TestMuteSpanHidesNoOther(t *testing.T) {
 				}
 				return nil
 			}
-			b := run(t, lineOf(unitOf("a", 1, time.Second, PointConfig{Name: "p0", At: "input:0"},
-				PointConfig{Name: "p50", At: "input:50"}, PointConfig{Name: "p90", At: "input:90"})), bus)
+			b := run(t, lineOf(unitOf("a", 1, time.Second, profile.Point{Name: "p0", At: "input:0"},
+				profile.Point{Name: "p50", At: "input:50"}, profile.Point{Name: "p90", At: "input:90"})), bus)
 			wait(2 * time.Minute)
 			b.polls.take()
 			wait(10 * time.Second)
@@ -248,7 +249,7 @@ func TestDamagedAnswersAreRetriedOnce(t *testing.T) {
 			}
 			return nil
 		}
-		b := run(t, lineOf(unitOf("a", 1, time.Second, PointConfig{Name: "x", At: "input:0"})), bus)
+		b := run(t, lineOf(unitOf("a", 1, time.Second, profile.Point{Name: "x", At: "input:0"})), bus)
 		wait(10 * time.Second)
 		for _, p := range b.polls.take() {
 			if text(p) != "x=0" {
@@ -279,9 +280,9 @@ func TestExceptionsByKind(t *testing.T) {
 			}
 			return nil
 		}
-		var points []PointConfig
+		var points []profile.Point
 		for _, n := range []int{10, 11, 12, 13, 40, 60} {
-			points = append(points, PointConfig{Name: fmt.Sprintf("p%d", n), At: fmt.Sprintf("input:%d", n)})
+			points = append(points, profile.Point{Name: fmt.Sprintf("p%d", n), At: fmt.Sprintf("input:%d", n)})
 		}
 		b := run(t, lineOf(unitOf("a", 1, time.Second, points...)), bus)
 		wait(5 * time.Minute)
@@ -318,8 +319,8 @@ func TestDeadbandAndMaxSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bus := newBus(1)
 		b := run(t, lineOf(unitOf("a", 1, time.Second,
-			PointConfig{Name: "p", At: "holding:0", Deadband: 5, MaxSilence: quantity.Duration(10 * time.Second)},
-			PointConfig{Name: "b", At: "holding:1", Type: "bit@0", Deadband: 1})), bus)
+			profile.Point{Name: "p", At: "holding:0", Deadband: 5, MaxSilence: quantity.Duration(10 * time.Second)},
+			profile.Point{Name: "b", At: "holding:1", Type: "bit@0", Deadband: 1})), bus)
 		step := func(value, bit uint16) string {
 			bus.set(func() { bus.units[1].regs[holding(0)], bus.units[1].regs[holding(1)] = value, bit })
 			wait(time.Second)
@@ -369,8 +370,8 @@ func TestDeadbandAndMaxSilence(t *testing.T) {
 func TestLineGoesAndComesBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bus := newBus(1)
-		b := run(t, lineOf(unitOf("a", 1, time.Second, PointConfig{Name: "x", At: "holding:0", Write: &WriteConfig{}},
-			PointConfig{Name: "y", At: "holding:1", MaxSilence: quantity.Duration(20 * time.Second)})), bus)
+		b := run(t, lineOf(unitOf("a", 1, time.Second, profile.Point{Name: "x", At: "holding:0", Write: &profile.Write{}},
+			profile.Point{Name: "y", At: "holding:1", MaxSilence: quantity.Duration(20 * time.Second)})), bus)
 		wait(5 * time.Second)
 		b.polls.take()
 		bus.set(func() { bus.gone = fmt.Errorf("reading: %w", errGone) })
@@ -416,7 +417,7 @@ func TestLineGoesAndComesBack(t *testing.T) {
 func TestSinkThatRefuses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bus := newBus(1)
-		b := run(t, lineOf(unitOf("a", 1, time.Second, PointConfig{Name: "x", At: "holding:0", Deadband: 10})), bus)
+		b := run(t, lineOf(unitOf("a", 1, time.Second, profile.Point{Name: "x", At: "holding:0", Deadband: 10})), bus)
 		b.polls.refuseWith(errors.New("full"))
 		wait(5 * time.Second)
 		if n := b.Status().Errors["sink"]; n < 4 || b.logs.of("poll not taken over") != 1 {
@@ -434,8 +435,8 @@ func TestBadValues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bus := newBus(1)
 		bus.units[1].regs = map[modbus.Address]uint16{holding(0): 0x7fc0, holding(2): 0xabcd, holding(3): 5}
-		b := run(t, lineOf(unitOf("a", 1, time.Second, PointConfig{Name: "f", At: "holding:0", Type: "float32"},
-			PointConfig{Name: "d", At: "holding:2", Type: "bcd16"}, PointConfig{Name: "x", At: "holding:3"})), bus)
+		b := run(t, lineOf(unitOf("a", 1, time.Second, profile.Point{Name: "f", At: "holding:0", Type: "float32"},
+			profile.Point{Name: "d", At: "holding:2", Type: "bcd16"}, profile.Point{Name: "x", At: "holding:3"})), bus)
 		wait(100 * time.Millisecond)
 		if got := text(b.polls.take()[0]); got != "f=!nan d=!invalid x=5" {
 			t.Errorf("got %q", got)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ferrule/hw/modbus"
+	"ferrule/hw/profile"
 	"ferrule/internal/quantity"
 )
 
@@ -25,13 +26,13 @@ func (b *instantBus) Stats() modbus.Stats                                       
 func instantLine(t testing.TB, sink Sink) *Line {
 	t.Helper()
 	line, err := New(lineOf(unitOf("a", 1, time.Second,
-		PointConfig{Name: "f", At: "holding:0", Type: "float32", Deadband: 0.001, MaxSilence: quantity.Duration(time.Second)},
-		PointConfig{Name: "scaled", At: "holding:2", Type: "int32", Scale: 0.1},
-		PointConfig{Name: "u64", At: "holding:4", Type: "uint64", Order: "CDAB"},
-		PointConfig{Name: "bcd", At: "holding:8", Type: "bcd32"},
-		PointConfig{Name: "bit", At: "holding:10", Type: "bit@3"},
-		PointConfig{Name: "far", At: "holding:59", Type: "uint8h", Every: quantity.Duration(2 * time.Second)},
-		PointConfig{Name: "coil", At: "coil:4"})), sink, slog.New(slog.DiscardHandler))
+		profile.Point{Name: "f", At: "holding:0", Type: "float32", Deadband: 0.001, MaxSilence: quantity.Duration(time.Second)},
+		profile.Point{Name: "scaled", At: "holding:2", Type: "int32", Scale: 0.1},
+		profile.Point{Name: "u64", At: "holding:4", Type: "uint64", Order: "CDAB"},
+		profile.Point{Name: "bcd", At: "holding:8", Type: "bcd32"},
+		profile.Point{Name: "bit", At: "holding:10", Type: "bit@3"},
+		profile.Point{Name: "far", At: "holding:59", Type: "uint8h", Every: quantity.Duration(2 * time.Second)},
+		profile.Point{Name: "coil", At: "coil:4"})), sink, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"ferrule/hw/modbus"
+	"ferrule/hw/profile"
 	"ferrule/internal/quantity"
 )
 
@@ -38,7 +39,7 @@ func starve(t *testing.T, r *rapid.T, n int, cost time.Duration, periods, dead [
 	for i := range n {
 		bus.units[byte(i+1)] = &fakeUnit{regs: map[modbus.Address]uint16{}, dead: dead[i] == 0}
 		units = append(units, unitOf(fmt.Sprintf("u%d", i), i+1, time.Duration(periods[i])*time.Millisecond,
-			PointConfig{Name: "x", At: "holding:0", Write: &WriteConfig{}}))
+			profile.Point{Name: "x", At: "holding:0", Write: &profile.Write{}}))
 		if dead[i] != 0 {
 			period[fmt.Sprintf("u%d", i)] = time.Duration(periods[i]) * time.Millisecond
 			live++
@@ -93,7 +94,7 @@ func TestMergeReadsEveryPointAndNoHole(t *testing.T) {
 		var c UnitConfig
 		n := rapid.IntRange(0, 60).Draw(t, "points")
 		for i := range n {
-			p := PointConfig{Name: fmt.Sprintf("p%d", i)}
+			p := profile.Point{Name: fmt.Sprintf("p%d", i)}
 			if rapid.Bool().Draw(t, "bit") {
 				p.At = fmt.Sprintf("coil:%d", rapid.IntRange(0, 3000).Draw(t, "at"))
 			} else {
@@ -145,9 +146,9 @@ func TestMergeReadsEveryPointAndNoHole(t *testing.T) {
 
 func TestPlan(t *testing.T) {
 	c := lineOf(unitOf("meter-a", 3, time.Second,
-		PointConfig{Name: "l1", At: "input:0x000C", Type: "float32"}, PointConfig{Name: "l2", At: "input:14", Type: "float32"},
-		PointConfig{Name: "energy", At: "input:72", Type: "float32", Every: quantity.Duration(time.Minute)},
-		PointConfig{Name: "door", At: "coil:3"}))
+		profile.Point{Name: "l1", At: "input:0x000C", Type: "float32"}, profile.Point{Name: "l2", At: "input:14", Type: "float32"},
+		profile.Point{Name: "energy", At: "input:72", Type: "float32", Every: quantity.Duration(time.Minute)},
+		profile.Point{Name: "door", At: "coil:3"}))
 	c.Settings = "9600 8E1"
 	line, err := New(c, nil, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -234,7 +235,7 @@ func TestUsage(t *testing.T) {
 func TestStatusIsJSON(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bus := newBus()
-		b := run(t, lineOf(unitOf("a", 1, time.Second, PointConfig{Name: "x", At: "input:0"})), bus)
+		b := run(t, lineOf(unitOf("a", 1, time.Second, profile.Point{Name: "x", At: "input:0"})), bus)
 		wait(time.Minute)
 		text, err := json.Marshal(b.Status())
 		if err != nil {

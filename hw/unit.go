@@ -10,6 +10,7 @@ import (
 
 	"ferrule/hw/modbus"
 	"ferrule/hw/point"
+	"ferrule/hw/profile"
 )
 
 // A unit that missed missLimit polls in a row is degraded: it gets one probe without retry,
@@ -72,7 +73,7 @@ type pointState struct {
 	every      time.Duration
 	deadband   float64
 	maxSilence time.Duration
-	write      *WriteConfig
+	write      *profile.Write
 
 	round uint64 // the poll that value and bad belong to
 	value point.Value

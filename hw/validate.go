@@ -11,6 +11,7 @@ import (
 	"ferrule/hw/modbus"
 	"ferrule/hw/point"
 	"ferrule/hw/port"
+	"ferrule/hw/profile"
 	"ferrule/internal/hint"
 	"ferrule/internal/quantity"
 )
@@ -94,13 +95,13 @@ func (c UnitConfig) compile(k *checker) *unit {
 			pk.wrong("name", "", errors.New("another point of the unit has the same name"))
 		}
 		names[p.Name] = true
-		u.points = append(u.points, p.compile(pk, every))
+		u.points = append(u.points, compilePoint(pk, p, every))
 		k.problems = append(k.problems, pk.problems...)
 	}
 	return u
 }
 
-func (c PointConfig) compile(k *checker, every time.Duration) *pointState {
+func compilePoint(k *checker, c profile.Point, every time.Duration) *pointState {
 	k.name(c.Name)
 	p := &pointState{
 		name:       c.Name,
@@ -117,13 +118,13 @@ func (c PointConfig) compile(k *checker, every time.Duration) *pointState {
 		return p
 	}
 	p.at = at
-	p.codec = c.codec(k, at)
+	p.codec = compileCodec(k, c, at)
 	p.compileWrite(k, c.Write)
 	return p
 }
 
 // codec checks type, order, scale and offset, and that the type can be in the table.
-func (c PointConfig) codec(k *checker, at modbus.Address) point.Codec {
+func compileCodec(k *checker, c profile.Point, at modbus.Address) point.Codec {
 	bits, standard := at.Table.Bits(), "uint16"
 	if bits {
 		standard = "bit"
@@ -156,7 +157,7 @@ func (c PointConfig) codec(k *checker, at modbus.Address) point.Codec {
 }
 
 // compileWrite checks the bounds of a writable point.
-func (p *pointState) compileWrite(k *checker, w *WriteConfig) {
+func (p *pointState) compileWrite(k *checker, w *profile.Write) {
 	if w == nil {
 		return
 	}

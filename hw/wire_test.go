@@ -14,6 +14,7 @@ import (
 
 	"ferrule/hw/hwtest"
 	"ferrule/hw/modbus"
+	"ferrule/hw/profile"
 	"ferrule/internal/quantity"
 )
 
@@ -116,12 +117,12 @@ func meter(address byte) *hwtest.Unit {
 
 func meterConfig(name string, address int) UnitConfig {
 	return unitOf(name, address, 100*time.Millisecond,
-		PointConfig{Name: "power", At: "input:0x000C", Type: "float32"},
-		PointConfig{Name: "voltage", At: "40101", Scale: 0.1, Write: &WriteConfig{Max: ptr(300)}},
-		PointConfig{Name: "signed", At: "holding:101", Type: "int16"},
-		PointConfig{Name: "target", At: "holding:110", Type: "uint32", Order: "CDAB", Write: &WriteConfig{}},
-		PointConfig{Name: "pump", At: "coil:3", Write: &WriteConfig{}},
-		PointConfig{Name: "flag", At: "holding:101", Type: "bit@0", Write: &WriteConfig{}})
+		profile.Point{Name: "power", At: "input:0x000C", Type: "float32"},
+		profile.Point{Name: "voltage", At: "40101", Scale: 0.1, Write: &profile.Write{Max: ptr(300)}},
+		profile.Point{Name: "signed", At: "holding:101", Type: "int16"},
+		profile.Point{Name: "target", At: "holding:110", Type: "uint32", Order: "CDAB", Write: &profile.Write{}},
+		profile.Point{Name: "pump", At: "coil:3", Write: &profile.Write{}},
+		profile.Point{Name: "flag", At: "holding:101", Type: "bit@0", Write: &profile.Write{}})
 }
 
 func TestWireTwoUnits(t *testing.T) {
@@ -207,8 +208,8 @@ func TestWireFaultsNeverBecomeValues(t *testing.T) {
 		return faults[n/3%len(faults)]
 	})
 	wire := newWire(t, 115200, a)
-	u := unitOf("a", 3, 50*time.Millisecond, PointConfig{Name: "p0", At: "holding:0"}, PointConfig{Name: "p1", At: "holding:10"},
-		PointConfig{Name: "p2", At: "holding:20"}, PointConfig{Name: "p3", At: "holding:30"})
+	u := unitOf("a", 3, 50*time.Millisecond, profile.Point{Name: "p0", At: "holding:0"}, profile.Point{Name: "p1", At: "holding:10"},
+		profile.Point{Name: "p2", At: "holding:20"}, profile.Point{Name: "p3", At: "holding:30"})
 	u.Timeout = quantity.Duration(60 * time.Millisecond)
 	line, polls := onWire(t, wire.Path(), "115200 8E1", u)
 	timeout := time.After(patience)
@@ -279,8 +280,8 @@ func BenchmarkWirePoll(b *testing.B) {
 	u := hwtest.NewUnit(3)
 	u.Set(modbus.HoldingRegisters, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
 	wire := newWire(b, 115200, u)
-	c := lineOf(unitOf("a", 3, 10*time.Millisecond, PointConfig{Name: "x", At: "holding:0"}, PointConfig{Name: "y", At: "holding:1", Type: "float64"},
-		PointConfig{Name: "z", At: "holding:5", Type: "float64"}, PointConfig{Name: "w", At: "holding:9"}))
+	c := lineOf(unitOf("a", 3, 10*time.Millisecond, profile.Point{Name: "x", At: "holding:0"}, profile.Point{Name: "y", At: "holding:1", Type: "float64"},
+		profile.Point{Name: "z", At: "holding:5", Type: "float64"}, profile.Point{Name: "w", At: "holding:9"}))
 	c.Port, c.Settings = wire.Path(), "115200 8E1"
 	line, err := New(c, func(context.Context, Poll) error { return nil }, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -182,7 +182,7 @@ func (c *Codec) Encode(v Value) ([]uint16, error) {
 	case text:
 		return c.encodeText(v)
 	}
-	if v.kind == KindBool || v.kind == KindString || v.kind == None {
+	if v.kind == KindBool || v.kind == KindString || v.kind == KindTime || v.kind == None {
 		return nil, fmt.Errorf("%w: a %s for a number", ErrKind, v.kind)
 	}
 	if c.typ.kind == float {

@@ -37,17 +37,19 @@ const (
 	KindUint
 	KindFloat
 	KindString
+	KindTime
 )
 
 func (k Kind) String() string {
-	return [...]string{"nothing", "bool", "int", "uint", "float", "string"}[k]
+	return [...]string{"nothing", "bool", "int", "uint", "float", "string", "time"}[k]
 }
 
-// Value is one decoded value: a bool, an int64, a uint64, a finite float64 or a string.
+// Value is one decoded value: a bool, an int64, a uint64, a finite float64, a string or a time.
 // Values are comparable with ==.
 type Value struct {
 	kind Kind
-	bits uint64 // the number, by its kind; 0 or 1 for a bool
+	form TimeForm // of a time
+	bits uint64   // the number, by its kind; 0 or 1 for a bool; microseconds since 1970 for a time
 	text string
 }
 
@@ -190,8 +192,11 @@ func (v Value) Text() (string, bool) { return v.text, v.kind == KindString }
 
 // String returns v as people read it: as JSON, but text without quotes.
 func (v Value) String() string {
-	if v.kind == KindString {
+	switch v.kind {
+	case KindString:
 		return v.text
+	case KindTime:
+		return string(v.appendTime(nil))
 	}
 	return string(v.AppendJSON(nil))
 }
@@ -232,6 +237,8 @@ func (v Value) AppendJSON(dst []byte) []byte {
 		return appendFloat(dst, math.Float64frombits(v.bits))
 	case KindString:
 		return appendString(dst, v.text)
+	case KindTime:
+		return append(v.appendTime(append(dst, '"')), '"')
 	}
 	return append(dst, "null"...)
 }
