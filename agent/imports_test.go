@@ -88,6 +88,7 @@ var rooms = map[string]arrows{
 	},
 	"hw/dsmr":            {"hw/frame": "cuts telegrams", "hw/point": "gives readings"},
 	"hw/frame":           {"hw/point": "gives the readings of a frame of bytes"},
+	"hw/frame/frametest": {"hw/frame": "the suite that every Split passes"},
 	"hw/hwtest":          {"hw/modbus": "a simulated unit uses the server's side of the codec", "hw/port": "knows a line's settings"},
 	"hw/mbus":            {"hw/frame": "cuts frames", "hw/point": "gives readings"},
 	"hw/modbus":          {},
