@@ -1,6 +1,16 @@
 package frame
 
-import "ferrule/internal/quantity"
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"ferrule/internal/hint"
+	"ferrule/internal/quantity"
+)
 
 // Config is the table [line.frame] of a line whose protocol is frame: how its frames are marked,
 // and how they are checked. Bytes are written in hexadecimal: "02", "0D 0A".
@@ -56,4 +66,257 @@ type Config struct {
 	CheckTo int `toml:"check_to"`
 	// stx-etx: the check stands before end, not behind it.
 	CheckInside bool `toml:"check_inside"`
+}
+
+const (
+	minLength  = 2
+	maxLength  = 1 << 16
+	minSilence = time.Millisecond
+	maxSilence = time.Minute
+)
+
+// Default returns the Config of a table that says no more than its kind.
+func Default() Config {
+	return Config{MaxLength: 1024, LengthSize: 1, LengthOrder: "big", LengthCounts: "rest", CheckForm: "binary"}
+}
+
+// filled returns c with the defaults of what it leaves out.
+func (c Config) filled() Config {
+	standard := Default()
+	if c.Kind == "stx-etx" {
+		standard.Start, standard.End = "02", "03"
+	}
+	if c.Kind == "fixed" {
+		c.MaxLength = max(c.Size, minLength)
+	}
+	for _, s := range []struct{ key, standard *string }{
+		{&c.Start, &standard.Start}, {&c.End, &standard.End}, {&c.LengthOrder, &standard.LengthOrder},
+		{&c.LengthCounts, &standard.LengthCounts}, {&c.CheckForm, &standard.CheckForm},
+	} {
+		if *s.key == "" {
+			*s.key = *s.standard
+		}
+	}
+	if c.MaxLength == 0 {
+		c.MaxLength = standard.MaxLength
+	}
+	if c.LengthSize == 0 {
+		c.LengthSize = standard.LengthSize
+	}
+	return c
+}
+
+// Validate finds all mistakes in c at once; each error names its key, and those that are easily
+// made carry a hint.
+func (c Config) Validate() error {
+	_, err := c.compile()
+	return err
+}
+
+// form is a Config that was checked.
+type form struct {
+	kind       string
+	max        int
+	split      Split
+	gap        bool // only silences set frames apart
+	delimiters [][]byte
+	marks      Marks
+	enclosure  Enclosure
+	check      *Check
+}
+
+// checker collects mistakes.
+type checker struct{ problems []error }
+
+func (k *checker) wrong(key, repair string, err error) {
+	err = fmt.Errorf("%s: %w", key, err)
+	if repair != "" {
+		err = hint.With(err, repair)
+	}
+	k.problems = append(k.problems, err)
+}
+
+// within checks a number, and returns it or the nearest that is allowed.
+func (k *checker) within(key string, n, low, high int) int {
+	if n < low || n > high {
+		k.wrong(key, "", fmt.Errorf("%d is none of %d to %d", n, low, high))
+	}
+	return max(low, min(n, high))
+}
+
+// oneOf checks a word.
+func (k *checker) oneOf(key, s string, words ...string) {
+	for _, w := range words {
+		if s == w {
+			return
+		}
+	}
+	if s == "" {
+		k.wrong(key, "write one of "+strings.Join(words, ", "), errors.New("the key is missing"))
+		return
+	}
+	k.wrong(key, "", fmt.Errorf("%q is none of %s", s, strings.Join(words, ", ")))
+}
+
+// bytes reads bytes written in hexadecimal, up to 16 of them.
+func (k *checker) bytes(key, s string) []byte {
+	b, err := hex.DecodeString(strings.NewReplacer(" ", "", "0x", "").Replace(s))
+	if err != nil || len(b) > 16 {
+		k.wrong(key, `write each byte as two hexadecimal digits: "0D 0A"`, fmt.Errorf("%q is none of up to 16 bytes", s))
+		return nil
+	}
+	return b
+}
+
+var kinds = [...]string{"delimiter", "fixed", "length", "stx-etx", "slip", "cobs", "cobs-r", "silence"}
+
+// compile checks c and makes its Split.
+func (c Config) compile() (*form, error) {
+	c = c.filled()
+	k := &checker{}
+	k.oneOf("kind", c.Kind, kinds[:]...)
+	if c.Silence != 0 && (c.Silence.Std() < minSilence || c.Silence.Std() > maxSilence) {
+		k.wrong("silence", "", fmt.Errorf("%s is not between %s and %s", c.Silence, minSilence, quantity.Duration(maxSilence)))
+	}
+	c.foreignKeys(k)
+	f := &form{kind: c.Kind, max: k.within("max_length", c.MaxLength, minLength, maxLength)}
+	f.marks = Marks{Start: k.bytes("start", c.Start), End: k.bytes("end", c.End)}
+	f.check = c.compileCheck(k, f)
+	switch c.Kind {
+	case "delimiter":
+		f.delimiters = c.compileDelimiters(k)
+		f.split = Delimited(f.delimiters, f.check)
+	case "fixed":
+		least := max(1, len(f.marks.Start)+f.check.size()+len(f.marks.End))
+		f.max = k.within("size", c.Size, least, maxLength)
+		f.gap = !f.marks.synchronise(f.check)
+		f.split = Fixed(f.max, f.marks, f.check)
+	case "length":
+		f.gap = !f.marks.synchronise(f.check)
+		f.split = Length(c.lengthField(k, f), f.max, f.marks, f.check)
+	case "stx-etx":
+		f.enclosure = c.compileEnclosure(k, f)
+		f.split = Enclosed(f.enclosure, f.max)
+	case "slip":
+		f.split = SLIP(f.max, f.check)
+	case "cobs":
+		f.split = COBS(f.max, f.check)
+	case "cobs-r":
+		f.split = COBSR(f.max, f.check)
+	case "silence":
+		f.split = Silent(f.max)
+	}
+	return f, errors.Join(k.problems...)
+}
+
+// foreignKeys refuses keys that mean nothing for the kind: they are there by mistake.
+func (c Config) foreignKeys(k *checker) {
+	for _, key := range []struct {
+		name  string
+		given bool
+		kinds string
+	}{
+		{"delimiters", len(c.Delimiters) > 0, "delimiter"},
+		{"size", c.Size != 0, "fixed"},
+		{"start", c.Start != "", "fixed length stx-etx"},
+		{"end", c.End != "", "fixed length stx-etx"},
+		{"length_at", c.LengthAt != nil, "length"},
+		{"length_adjust", c.LengthAdjust != 0, "length"},
+		{"escape", c.Escape != "", "stx-etx"},
+		{"check_inside", c.CheckInside, "stx-etx"},
+	} {
+		if key.given && !strings.Contains(" "+key.kinds+" ", " "+c.Kind+" ") {
+			k.wrong(key.name, "leave it out, or see kind", fmt.Errorf("it has no meaning for the kind %q", c.Kind))
+		}
+	}
+}
+
+func (c Config) compileDelimiters(k *checker) [][]byte {
+	var all [][]byte
+	for _, s := range c.Delimiters {
+		d := k.bytes("delimiters", s)
+		if len(d) == 0 {
+			k.wrong("delimiters", "", errors.New("one of them is empty"))
+			continue
+		}
+		for _, other := range all {
+			if bytes.Contains(d, other) || bytes.Contains(other, d) {
+				k.wrong("delimiters", `empty frames are skipped: ["0D", "0A"] takes CR, LF and both`, fmt.Errorf("% X is a part of % X, or the reverse", d, other))
+			}
+		}
+		all = append(all, d)
+	}
+	if len(all) == 0 {
+		k.wrong("delimiters", `name the bytes that end a frame: ["0D 0A"]`, errors.New("the key is missing"))
+	}
+	return all
+}
+
+func (c Config) compileCheck(k *checker, f *form) *Check {
+	k.oneOf("check_form", c.CheckForm, "binary", "hex")
+	if c.CheckOrder != "" {
+		k.oneOf("check_order", c.CheckOrder, "big", "little")
+	}
+	if c.Check == "" {
+		if c.CheckOrder != "" || c.CheckFrom != nil || c.CheckTo != 0 || c.CheckInside {
+			k.wrong("check", "", errors.New("there are other keys of the check, and this one is missing"))
+		}
+		return nil
+	}
+	sum, err := ParseSum(c.Check)
+	if err != nil {
+		k.wrong("check", "", err)
+		return nil
+	}
+	check := &Check{Sum: sum, Little: sum.little && c.CheckForm == "binary", Hex: c.CheckForm == "hex"}
+	if c.CheckOrder != "" {
+		check.Little = c.CheckOrder == "little"
+	}
+	if c.Kind == "stx-etx" {
+		check.From = len(f.marks.Start)
+	}
+	if c.CheckFrom != nil {
+		check.From = k.within("check_from", *c.CheckFrom, 0, maxLength)
+	}
+	check.To = k.within("check_to", c.CheckTo, -maxLength, 0)
+	return check
+}
+
+// lengthField turns what the length counts into what it lacks.
+func (c Config) lengthField(k *checker, f *form) LengthField {
+	k.oneOf("length_order", c.LengthOrder, "big", "little")
+	k.oneOf("length_counts", c.LengthCounts, "frame", "rest", "payload")
+	l := LengthField{At: len(f.marks.Start), Size: k.within("length_size", c.LengthSize, 1, 4), Little: c.LengthOrder == "little"}
+	if c.LengthAt != nil {
+		l.At = k.within("length_at", *c.LengthAt, len(f.marks.Start), f.max)
+	}
+	if l.At+l.Size > f.max {
+		k.wrong("length_at", "", fmt.Errorf("the length ends beyond max_length, %d", f.max))
+		l.At = 0
+	}
+	l.Add = k.within("length_adjust", c.LengthAdjust, -maxLength, maxLength)
+	switch c.LengthCounts {
+	case "rest":
+		l.Add += l.At + l.Size
+	case "payload":
+		l.Add += l.At + l.Size + f.check.size() + len(f.marks.End)
+	}
+	return l
+}
+
+func (c Config) compileEnclosure(k *checker, f *form) Enclosure {
+	e := Enclosure{Start: f.marks.Start, End: f.marks.End, Check: f.check, Inside: c.CheckInside}
+	if len(e.Start) == 0 || len(e.End) == 0 {
+		e.Start, e.End = []byte{2}, []byte{3} // what is wrong was said by bytes
+	}
+	if begins(e.Start, e.End) {
+		k.wrong("end", `where one byte stands before and behind each frame, use kind = "delimiter"; empty frames are skipped`,
+			fmt.Errorf("% X and start, % X, are alike", e.End, e.Start))
+	}
+	if b := k.bytes("escape", c.Escape); len(b) > 1 {
+		k.wrong("escape", "", errors.New("it is one byte"))
+	} else if len(b) == 1 {
+		e.Escape, e.Escaped = b[0], true
+	}
+	return e
 }
