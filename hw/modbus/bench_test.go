@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"slices"
@@ -44,7 +43,7 @@ func line(t testing.TB, baud int) (*modbus.Client, *hwtest.Wire, *hwtest.Unit) {
 func clientOn(t testing.TB, path string, baud int) *modbus.Client {
 	t.Helper()
 	s := port.Settings{Baud: max(baud, 9600), DataBits: 8, Parity: 'E', StopBits: 1}
-	p, err := port.Open(context.Background(), path, s, slog.New(slog.DiscardHandler))
+	p, err := port.Open(context.Background(), path, port.Options{Settings: s})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,7 +126,7 @@ func TestEcho(t *testing.T) {
 			u.Set(modbus.HoldingRegisters, 0, 0, 1, 2, 3)
 			u.Set(modbus.Coils, 0x300, make([]uint16, 24)...)
 			w.Attach(u)
-			p, err := port.Open(t.Context(), w.Path(), port.Settings{Baud: 115200, DataBits: 8, Parity: 'N', StopBits: 1}, slog.New(slog.DiscardHandler))
+			p, err := port.Open(t.Context(), w.Path(), port.Options{Settings: port.Settings{Baud: 115200, DataBits: 8, Parity: 'N', StopBits: 1}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,8 +1,6 @@
 package port
 
 import (
-	"bytes"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -87,23 +85,23 @@ var sysfs = map[string]string{
 func TestListFromSysfs(t *testing.T) {
 	root := tree(t, sysfs)
 	dev := filepath.Join(root, "dev")
-	got, err := list(filepath.Join(root, "sys"), dev)
+	got, err := list(filepath.Join(root, "sys"), dev, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []Info{
 		{Path: dev + "/ttyACM0", ByID: "by-id/usb-Arduino-if00", Driver: "cdc_acm", VID: "2341", PID: "0043"},
-		{Path: dev + "/ttyUSB10", ByID: "by-id/usb-FTDI_FT232R_A50285BI-if00-port0", ByPath: "by-path/pci-0-usb-0:1:1.0-port0",
+		{Path: dev + "/ttyUSB10", USB: "usb:0403:6001:A50285BI:0", ByID: "by-id/usb-FTDI_FT232R_A50285BI-if00-port0", ByPath: "by-path/pci-0-usb-0:1:1.0-port0",
 			Driver: "ftdi_sio", VID: "0403", PID: "6001", Serial: "A50285BI", Interface: "00", Product: "FT232R USB UART"},
 		{Path: dev + "/ttymxc2", Driver: "imx-uart"},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	if got, err := list(filepath.Join(root, "nowhere"), dev); got != nil || err != nil {
+	if got, err := list(filepath.Join(root, "nowhere"), dev, ""); got != nil || err != nil {
 		t.Errorf("no sysfs: %v, %v", got, err)
 	}
-	if path, err := resolve(dev, want[1].ByID); err != nil || path != filepath.Join(dev, "serial", want[1].ByID) {
+	if path, err := (system{dev: dev}).resolve(address{link: want[1].ByID}); err != nil || path != filepath.Join(dev, "serial", want[1].ByID) {
 		t.Errorf("listed name resolves to %q, %v", path, err)
 	}
 }
@@ -117,30 +115,5 @@ func TestListOpensNothing(t *testing.T) {
 		if c := compareNatural("/dev/"+name, "/dev/ttyUSB11"); c >= 0 {
 			t.Errorf("%s is not before ttyUSB11", name)
 		}
-	}
-}
-
-func TestLowLatency(t *testing.T) {
-	root := tree(t, sysfs)
-	sys, timer := filepath.Join(root, "sys"), filepath.Join(root, usb, "1-1:1.0/ttyUSB10/latency_timer")
-	var log bytes.Buffer
-	p := &Port{name: "x", log: slog.New(slog.NewTextHandler(&log, nil))}
-	p.lowLatency(sys, "/dev/ttyUSB10")
-	if b, err := os.ReadFile(timer); err != nil || string(b) != "1" || log.Len() != 0 {
-		t.Errorf("latency is %q, %v, log %q; want 1", b, err, &log)
-	}
-	p.lowLatency(sys, "/dev/ttyACM0")
-	if log.Len() != 0 {
-		t.Errorf("a port without the setting is warned of: %s", &log)
-	}
-	if err := os.Remove(timer); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/proc/version", timer); err != nil { // readable, and written by nobody
-		t.Fatal(err)
-	}
-	p.lowLatency(sys, "/dev/ttyUSB10")
-	if !strings.Contains(log.String(), "holds bytes back") {
-		t.Errorf("log %q; want a warning", &log)
 	}
 }

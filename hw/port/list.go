@@ -8,11 +8,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"unicode"
 )
 
 // Info is what sysfs knows of a serial port.
 type Info struct {
 	Path      string `json:"path"`                // /dev/ttyUSB0; another one after the next replug
+	USB       string `json:"usb,omitempty"`       // usb:VID:PID:SERIAL:INTERFACE: stable, follows the adapter; "" where it would mean several
 	ByID      string `json:"by_id,omitempty"`     // by-id/NAME: stable, follows the adapter
 	ByPath    string `json:"by_path,omitempty"`   // by-path/NAME: stable, follows the socket
 	Driver    string `json:"driver,omitempty"`    // of the kernel
@@ -25,9 +27,13 @@ type Info struct {
 
 // List lists the serial ports by what sysfs says. It opens none of them: opening alone moves
 // modem lines, and some equipment restarts at that.
-func List() ([]Info, error) { return list("/sys", "/dev") }
+func List() ([]Info, error) {
+	sys := host()
+	return list(sys.sys, sys.dev, "")
+}
 
-func list(sys, dev string) ([]Info, error) {
+// list lists the ports whose place in sysfs contains within.
+func list(sys, dev, within string) ([]Info, error) {
 	class := filepath.Join(sys, "class/tty")
 	entries, err := os.ReadDir(class)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -39,6 +45,10 @@ func list(sys, dev string) ([]Info, error) {
 	byID, byPath := links(dev, "by-id"), links(dev, "by-path")
 	var infos []Info
 	for _, e := range entries {
+		// One call instead of dozens for each of the many consoles.
+		if to, err := os.Readlink(filepath.Join(class, e.Name())); err == nil && (strings.Contains(to, "/virtual/") || !strings.Contains(to, within)) {
+			continue
+		}
 		device, err := filepath.EvalSymlinks(filepath.Join(class, e.Name(), "device"))
 		if err != nil {
 			continue // a console or pseudo terminal: no hardware behind it
@@ -51,7 +61,37 @@ func list(sys, dev string) ([]Info, error) {
 		infos = append(infos, i)
 	}
 	slices.SortFunc(infos, func(a, b Info) int { return compareNatural(a.Path, b.Path) })
+	nameUSB(infos)
 	return infos, nil
+}
+
+// nameUSB gives the ports their USB names, but for those that share one: cheap adapters have no
+// serial number, and some put several ports on one interface.
+func nameUSB(infos []Info) {
+	count := make(map[string]int)
+	for _, i := range infos {
+		if u, ok := i.usbName(); ok {
+			count[strings.ToLower(u.String())]++
+		}
+	}
+	for n := range infos {
+		if u, ok := infos[n].usbName(); ok && count[strings.ToLower(u.String())] == 1 && printable(u.serial) {
+			infos[n].USB = u.String()
+		}
+	}
+}
+
+// usbName is the port's USB name, if it is a USB device.
+func (i Info) usbName() (usbName, bool) {
+	if i.VID == "" {
+		return usbName{}, false
+	}
+	return parseUSB(i.VID + ":" + i.PID + ":" + i.Serial + ":" + i.Interface)
+}
+
+// printable tells whether a device's own words can be written into a configuration as they are.
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) || r == '"' || r == '\\' })
 }
 
 // describe walks from the port's device up to the USB device, if there is one.
@@ -73,7 +113,8 @@ func (i *Info) describe(sys, device string) {
 	}
 }
 
-// links maps kernel names such as ttyUSB0 to their stable names in dir.
+// links maps kernel names such as ttyUSB0 to their stable names in dir; of several, the shortest
+// ("usb-0:1" before "usbv2-0:1").
 func links(dev, dir string) map[string]string {
 	entries, err := os.ReadDir(filepath.Join(dev, "serial", dir))
 	if err != nil {
@@ -81,8 +122,13 @@ func links(dev, dir string) map[string]string {
 	}
 	names := make(map[string]string)
 	for _, e := range entries {
-		if to, err := os.Readlink(filepath.Join(dev, "serial", dir, e.Name())); err == nil {
-			names[filepath.Base(to)] = dir + "/" + e.Name()
+		to, err := os.Readlink(filepath.Join(dev, "serial", dir, e.Name()))
+		if err != nil {
+			continue
+		}
+		name, port := dir+"/"+e.Name(), filepath.Base(to)
+		if known, ok := names[port]; !ok || len(name) < len(known) {
+			names[port] = name
 		}
 	}
 	return names

@@ -24,8 +24,6 @@ import (
 
 var usual = port.Settings{Baud: 19200, DataBits: 8, Parity: 'E', StopBits: 1}
 
-func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
-
 // terminal is a pseudo terminal: the far end of the line, and the path of the port.
 func terminal(t *testing.T) (far *os.File, path string) {
 	t.Helper()
@@ -38,9 +36,9 @@ func terminal(t *testing.T) (far *os.File, path string) {
 	return far, near.Name()
 }
 
-func open(t *testing.T, path string) *port.Port {
+func open(t *testing.T, path string) port.Port {
 	t.Helper()
-	p, err := port.Open(t.Context(), path, usual, quiet())
+	p, err := port.Open(t.Context(), path, port.Options{Settings: usual})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +175,7 @@ func TestCloseFreesReadAndWrite(t *testing.T) {
 }
 
 // fill is more than the terminal holds.
-func fill(t *testing.T, p *port.Port) []byte {
+func fill(t *testing.T, p port.Port) []byte {
 	t.Helper()
 	if err := p.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
 		t.Fatal(err)
@@ -224,14 +222,14 @@ func TestChildInheritsNothing(t *testing.T) {
 func TestSecondOpenerIsRefused(t *testing.T) {
 	_, path := terminal(t)
 	p := open(t, path)
-	_, err := port.Open(t.Context(), path, usual, quiet())
+	_, err := port.Open(t.Context(), path, port.Options{Settings: usual})
 	if !errors.Is(err, port.ErrInUse) || hint.Of(err) == "" {
 		t.Errorf("second Open: %v; want ErrInUse with a hint", err)
 	}
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := port.Open(t.Context(), path, usual, quiet())
+	again, err := port.Open(t.Context(), path, port.Options{Settings: usual})
 	if err != nil {
 		t.Fatalf("Open after Close: %v", err)
 	}
@@ -290,7 +288,7 @@ func TestHangupIsGone(t *testing.T) {
 func TestMissingFeaturesWarnOnce(t *testing.T) {
 	_, path := terminal(t)
 	var log bytes.Buffer
-	p, err := port.Open(t.Context(), path, usual, slog.New(slog.NewTextHandler(&log, nil)))
+	p, err := port.Open(t.Context(), path, port.Options{Settings: usual, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +331,7 @@ func TestUsualRates(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p, err := port.Open(t.Context(), path, s, quiet())
+			p, err := port.Open(t.Context(), path, port.Options{Settings: s})
 			if err != nil {
 				t.Fatalf("%s: %v", s, err)
 			}
@@ -361,7 +359,7 @@ func TestOpenErrors(t *testing.T) {
 		path + "\x00":                       nil,
 		"/dev/serial/by-id/../../ttyNOTHIN": port.ErrNotFound,
 	} {
-		p, err := port.Open(t.Context(), name, usual, quiet())
+		p, err := port.Open(t.Context(), name, port.Options{Settings: usual})
 		if err == nil {
 			p.Close()
 			t.Errorf("%q opens", name)
@@ -374,12 +372,12 @@ func TestOpenErrors(t *testing.T) {
 			t.Errorf("%q: %v has no hint", name, err)
 		}
 	}
-	if _, err := port.Open(t.Context(), path, port.Settings{}, quiet()); err == nil {
+	if _, err := port.Open(t.Context(), path, port.Options{Settings: port.Settings{}}); err == nil {
 		t.Error("opens with no settings")
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := port.Open(ended, path, usual, quiet()); !errors.Is(err, context.Canceled) {
+	if _, err := port.Open(ended, path, port.Options{Settings: usual}); !errors.Is(err, context.Canceled) {
 		t.Errorf("with an ended context: %v", err)
 	}
 }
@@ -411,7 +409,7 @@ func TestUnusualRate(t *testing.T) {
 	_, path := terminal(t)
 	s := usual
 	s.Baud = 250_000
-	p, err := port.Open(t.Context(), path, s, quiet())
+	p, err := port.Open(t.Context(), path, port.Options{Settings: s})
 	if err != nil {
 		if hint.Of(err) == "" {
 			t.Errorf("%v has no hint", err)
