@@ -51,6 +51,18 @@ func clientOn(t testing.TB, path string, baud int) *modbus.Client {
 	return modbus.NewClient(p, modbus.ClientConfig{Timing: modbus.TimingOf(baud, 11), Timeout: 200 * time.Millisecond})
 }
 
+// openPort opens a pseudo terminal as a line opens its port; speed and parity mean nothing there.
+func openPort(t testing.TB, path string) port.Port {
+	t.Helper()
+	s := port.Settings{Baud: 9600, DataBits: 8, Parity: 'E', StopBits: 1}
+	p, err := port.Open(context.Background(), path, port.Options{Settings: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
 func cpu() time.Duration {
 	var r syscall.Rusage
 	syscall.Getrusage(syscall.RUSAGE_SELF, &r)

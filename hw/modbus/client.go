@@ -2,7 +2,6 @@ package modbus
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -27,10 +26,16 @@ type tryReader interface {
 
 // ClientConfig says how a client treats its line.
 type ClientConfig struct {
-	// Timing is that of the line.
+	Framing Framing
+	// Delimiter ends ASCII frames; 0: LF.
+	Delimiter byte
+	// Timing is that of the line; zero for RTU over TCP.
 	Timing Timing
 	// Timeout is the longest wait for the first byte of an answer, from the last byte of the request.
 	Timeout time.Duration
+	// Turnaround is the silence after a broadcast, in which the units do what it says; 0: 100 ms, the
+	// least that V1.02, 2.4.1 recommends.
+	Turnaround time.Duration
 	// Echo tells that the adapter returns what is sent. The client finds out by itself too.
 	Echo bool
 	// Now is the clock; nil: time.Now.
@@ -65,6 +70,10 @@ const (
 	maxDrain = 250 * time.Millisecond
 	// slice is the longest wait that does not look at the context.
 	slice = 200 * time.Millisecond
+	// nap is the longest wait before a request that does not look at the context.
+	nap = 20 * time.Millisecond
+	// turnaround is the silence after a broadcast.
+	turnaround = 100 * time.Millisecond
 	// minGap is the shortest silence inside of a frame that makes its head doubtful: USB adapters
 	// hold bytes back.
 	minGap = 10 * time.Millisecond
@@ -74,43 +83,58 @@ const (
 // nothing while units answer. It keeps the silence of t3.5 before each request, from the last byte
 // sent or received.
 type Client struct {
-	port   Port
-	try    tryReader // nil: port has none
-	timing Timing
-	now    func() time.Time
-	sleep  func(time.Duration)
-	slack  time.Duration // how much too long sleep may take
+	port      Port
+	try       tryReader // nil: port has none
+	framing   Framing
+	delimiter byte
+	timing    Timing
+	now       func() time.Time
+	sleep     func(time.Duration)
+	slack     time.Duration // how much too long sleep may take
 
-	timeout time.Duration
-	echo    echoState
-	units   [256]*unit
-	stats   Stats
+	timeout    time.Duration
+	turnaround time.Duration
+	echo       echoState
+	units      [256]*unit
+	stats      Stats
 
 	last            time.Time     // the last byte on the line, sent or received
 	quiet           time.Duration // silence wanted before the next request, if more than t3.5
 	readBy, writeBy time.Time     // the deadlines that the port has
 
 	tx     [MaxFrame]byte
-	sent   []byte // the current request, in tx
+	sent   []byte // the current request as an RTU frame, in tx
 	heard  bool   // its echo
 	fault  error  // why there is no answer, so far
 	data   [2 * MaxWriteRegisters]byte
-	rx     [4 * MaxFrame]byte
-	rd, wr int // what is unread of rx
+	rx     [4 * MaxASCIIFrame]byte
+	rd, wr int                 // what is unread of rx
+	line   [MaxASCIIFrame]byte // the current request in ASCII
+	frame  [MaxFrame]byte      // the RTU form of an ASCII frame received
+	bad    []byte              // the frame that fault is about
 }
 
 // unit is what the client remembers of a unit.
 type unit struct {
 	debts    debts
 	response time.Duration // how long it takes to answer: grows at once, shrinks slowly
+	soonest  time.Duration // the same by its quick answers: shrinks at once, grows slowly
+	steady   bool          // its last answer was a good one
+	rest     time.Duration // silence wanted before it is addressed
 }
 
 // NewClient is the master of the line behind p.
 func NewClient(p Port, c ClientConfig) *Client {
-	m := &Client{port: p, timing: c.Timing, timeout: c.Timeout, now: c.Now, sleep: c.Sleep}
-	m.try, _ = p.(tryReader)
+	m := &Client{
+		framing: c.Framing, delimiter: c.Delimiter, timing: c.Timing.of(c.Framing),
+		timeout: c.Timeout, turnaround: c.Turnaround, now: c.Now, sleep: c.Sleep,
+	}
+	m.Resume(p)
 	if c.Echo {
 		m.echo = echoOn
+	}
+	if m.turnaround <= 0 {
+		m.turnaround = turnaround
 	}
 	if m.timeout <= 0 {
 		m.timeout = time.Second
@@ -124,6 +148,35 @@ func NewClient(p Port, c ClientConfig) *Client {
 	return m
 }
 
+// Resume goes on with another port, as when the old one was unplugged and is back. What the units
+// owe stays: an adapter or a gateway in between may still hold their answers.
+func (c *Client) Resume(p Port) {
+	c.port = p
+	c.try, _ = p.(tryReader)
+	c.rd, c.wr = 0, 0
+	c.readBy, c.writeBy = time.Time{}, time.Time{}
+}
+
+// SetTurnaround says how long the line is to be silent before the unit is addressed, as some units
+// want it; t3.5 is kept anyway.
+func (c *Client) SetTurnaround(unit byte, d time.Duration) { c.unit(unit).rest = max(d, 0) }
+
+// Response is how long the unit takes to answer, from the last byte of a request to the first of
+// its answer, as far as is known: it grows at once and shrinks slowly. 0: not known.
+func (c *Client) Response(unit byte) time.Duration {
+	if c.units[unit] == nil {
+		return 0
+	}
+	return c.units[unit].response
+}
+
+func (c *Client) unit(address byte) *unit {
+	if c.units[address] == nil {
+		c.units[address] = new(unit)
+	}
+	return c.units[address]
+}
+
 // SetTimeout changes the Timeout of the configuration, from the next request on.
 func (c *Client) SetTimeout(d time.Duration) {
 	if d > 0 {
@@ -134,106 +187,18 @@ func (c *Client) SetTimeout(d time.Duration) {
 // Stats is what was counted so far.
 func (c *Client) Stats() Stats { return c.stats }
 
-// Read reads n bits or registers from a on: packed bits, the first in the lowest bit of the first
-// byte, or registers big-endian. The result is in dst if that is large enough.
-func (c *Client) Read(ctx context.Context, unit byte, a Address, n uint16, dst []byte) ([]byte, error) {
-	r := Request{Unit: unit, Function: a.Table.readFunction(), Address: a.Offset, Count: n}
-	frame, err := c.do(ctx, &r)
-	if err != nil {
-		return nil, fmt.Errorf("reading %d at %s of unit %d: %w", n, a, unit, err)
-	}
-	return append(dst[:0], frame[3:len(frame)-2]...), nil
-}
-
-// WriteCoil sets one coil (function 5).
-func (c *Client) WriteCoil(ctx context.Context, unit byte, addr uint16, on bool) error {
-	v := uint16(0)
-	if on {
-		v = 0xFF00
-	}
-	return c.write(ctx, &Request{Unit: unit, Function: WriteSingleCoil, Address: addr, Data: c.words(v)})
-}
-
-// WriteRegister sets one holding register (function 6).
-func (c *Client) WriteRegister(ctx context.Context, unit byte, addr, v uint16) error {
-	return c.write(ctx, &Request{Unit: unit, Function: WriteSingleRegister, Address: addr, Data: c.words(v)})
-}
-
-// WriteCoils sets coils from addr on (function 15).
-func (c *Client) WriteCoils(ctx context.Context, unit byte, addr uint16, on []bool) error {
-	if len(on) > MaxWriteBits {
-		return tooMany(WriteCoils, len(on))
-	}
-	data := c.data[:bitBytes(uint16(len(on)))]
-	clear(data)
-	for i, set := range on {
-		if set {
-			data[i/8] |= 1 << (i % 8)
-		}
-	}
-	return c.write(ctx, &Request{Unit: unit, Function: WriteCoils, Address: addr, Count: uint16(len(on)), Data: data})
-}
-
-// WriteRegisters sets holding registers from addr on (function 16).
-func (c *Client) WriteRegisters(ctx context.Context, unit byte, addr uint16, v []uint16) error {
-	if len(v) > MaxWriteRegisters {
-		return tooMany(WriteRegisters, len(v))
-	}
-	return c.write(ctx, &Request{Unit: unit, Function: WriteRegisters, Address: addr, Count: uint16(len(v)), Data: c.words(v...)})
-}
-
-// MaskWrite makes a holding register (it AND and) OR (or AND NOT and), in the unit (function 22).
-func (c *Client) MaskWrite(ctx context.Context, unit byte, addr, and, or uint16) error {
-	return c.write(ctx, &Request{Unit: unit, Function: MaskWriteRegister, Address: addr, And: and, Or: or})
-}
-
-// ReadWrite writes v from writeAddr on, then reads n holding registers from readAddr on, in one
-// transaction (function 23). The result is as with Read.
-func (c *Client) ReadWrite(ctx context.Context, unit byte, readAddr, n uint16, writeAddr uint16, v []uint16, dst []byte) ([]byte, error) {
-	if len(v) > MaxReadWriteRegisters {
-		return nil, tooMany(ReadWriteRegisters, len(v))
-	}
-	r := Request{Unit: unit, Function: ReadWriteRegisters, Address: readAddr, Count: n, WriteAddress: writeAddr, Data: c.words(v...)}
-	frame, err := c.do(ctx, &r)
-	if err != nil {
-		return nil, fmt.Errorf("writing at holding:%d and reading %d at holding:%d of unit %d: %w", writeAddr, n, readAddr, unit, err)
-	}
-	return append(dst[:0], frame[3:len(frame)-2]...), nil
-}
-
-func (c *Client) write(ctx context.Context, r *Request) error {
-	if _, err := c.do(ctx, r); err != nil {
-		return fmt.Errorf("writing at %d of unit %d by function %d: %w", r.Address, r.Unit, r.Function, err)
-	}
-	return nil
-}
-
-func (c *Client) words(v ...uint16) []byte {
-	data := c.data[:0]
-	for _, w := range v {
-		data = binary.BigEndian.AppendUint16(data, w)
-	}
-	return data
-}
-
-func tooMany(f Function, n int) error {
-	return fmt.Errorf("%w: function %d for %d items", ErrRequest, f, n)
-}
-
-// do has r answered and returns the sound frame of the answer, or why there is none.
+// do has r answered and returns the sound frame of the answer, or why there is none. A broadcast has
+// no answer, and no frame.
 func (c *Client) do(ctx context.Context, r *Request) ([]byte, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
-	if r.Unit == 0 {
-		return nil, fmt.Errorf("%w: nobody answers at unit 0", ErrRequest)
-	}
-	if c.units[r.Unit] == nil {
-		c.units[r.Unit] = new(unit)
-	}
-	u, d := c.units[r.Unit], debtOf(r)
-	if err := c.hush(ctx); err != nil {
+	u, d := c.unit(r.Unit), debtOf(r)
+	if err := c.hush(ctx, u); err != nil {
 		return nil, err
+	}
+	if r.Unit == 0 {
+		return nil, c.broadcast(ctx, r)
 	}
 	if c.echo == echoUnknown && repeats(r.Function) {
 		if err := c.learnEcho(ctx, u, r); err != nil {
@@ -250,82 +215,11 @@ func (c *Client) do(ctx context.Context, r *Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if Function(frame[1])&exceptionBit != 0 {
+	if u.steady = Function(frame[1])&exceptionBit == 0; !u.steady {
 		c.stats.Exceptions++
 		return nil, Exception(frame[2])
 	}
 	return frame, nil
-}
-
-// barrier makes sure that no late answer is under way that could be taken for the answer to r,
-// whose debt is d: it asks the unit for something whose answer looks different. As a unit answers in
-// order, after that nothing older can come.
-func (c *Client) barrier(ctx context.Context, u *unit, r *Request, d *debt) error {
-	b := Request{Unit: r.Unit, Function: ReadHoldingRegisters, Address: r.Address}
-	step := uint16(1)
-	switch r.Function {
-	case ReadCoils, ReadDiscreteInputs, ReadInputRegisters:
-		b.Function = r.Function
-	case WriteSingleCoil, WriteCoils:
-		b.Function = ReadCoils
-	}
-	if b.Function <= ReadDiscreteInputs {
-		step = 8 // as many bits make another byte
-	}
-	for b.Count = 1; b.Count < 8*step; b.Count += step {
-		if own := debtOf(&b); !own.like(d) && (u.debts.last(&own) || !u.debts.blocks(&own)) {
-			break
-		}
-	}
-	for b.Count > 1 && int(b.Address)+int(b.Count) > 65_536 {
-		b.Address--
-	}
-	own, err := debtOf(&b), error(nil)
-	if u.debts.last(&own) && c.now().Sub(u.debts.newest().sent) < patience {
-		err = c.listen(ctx, u, *d)
-	} else {
-		c.stats.Barriers++
-		_, err = c.transact(ctx, u, &b, &own, *d)
-	}
-	if errors.Is(err, ErrCRC) || errors.Is(err, ErrMismatch) {
-		err = ErrTimeout // r itself was never sent, so nothing of its answer was seen
-	}
-	if err != nil && u.debts.blocks(d) {
-		return fmt.Errorf("asking whether an answer is under way: %w", err)
-	}
-	if err != nil && !errors.Is(err, ErrTimeout) {
-		return err
-	}
-	return c.hush(ctx)
-}
-
-// listen waits, as transact does, but for the barrier that is already under way: one sent on top of
-// it would only make a slow unit slower.
-func (c *Client) listen(ctx context.Context, u *unit, awaiting debt) error {
-	none := debt{sent: c.now()} // that no frame settles
-	c.rd, c.wr = 0, 0
-	c.heard, c.fault = true, ErrTimeout
-	_, err := c.receive(ctx, u, &none, awaiting)
-	if u.debts.blocks(&awaiting) {
-		c.stats.Timeouts++
-	}
-	return err
-}
-
-// learnEcho finds out whether the adapter returns what is sent, by a read: the answer to a write of
-// one register is the same bytes as the request, so that the echo would confirm it in the name of a
-// unit that is not there.
-func (c *Client) learnEcho(ctx context.Context, u *unit, r *Request) error {
-	probe := Request{Unit: r.Unit, Function: ReadHoldingRegisters, Address: r.Address, Count: 1}
-	if r.Function == WriteSingleCoil {
-		probe.Function = ReadCoils
-	}
-	own := debtOf(&probe)
-	_, err := c.transact(ctx, u, &probe, &own, debt{})
-	if err != nil && !errors.Is(err, ErrTimeout) && !errors.Is(err, ErrCRC) && !errors.Is(err, ErrMismatch) {
-		return err
-	}
-	return c.hush(ctx)
 }
 
 // transact sends r and waits for its answer, or, if awaiting is not zero, until u owes
@@ -350,21 +244,50 @@ func (c *Client) transact(ctx context.Context, u *unit, r *Request, d *debt, awa
 	case err == nil:
 		c.quiet = 0
 		u.debts.n = 0 // it answers in order: what was asked before is over
-		u.learn(c.last.Sub(d.sent) - c.timing.Chars(len(frame)))
+		u.learn(c.last.Sub(d.sent) - c.chars(len(frame)))
 		c.stats.Responses++
 		return frame, nil
 	case errors.Is(err, ErrTimeout) && (awaiting == debt{} || u.debts.blocks(&awaiting)):
 		c.stats.Timeouts++
 	}
+	u.steady = false
 	u.debts.add(*d)
 	c.quiet = c.drain(u)
 	return nil, err
 }
 
+// broadcast sends r to all units and gives them the turnaround delay (V1.02, 2.4.1).
+func (c *Client) broadcast(ctx context.Context, r *Request) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	begin := c.now()
+	if err := c.send(r, begin); err != nil {
+		return err
+	}
+	c.stats.WireTime += c.last.Sub(begin)
+	none := debt{sent: c.last} // that no frame settles
+	w := wait{Client: c, deadline: c.last.Add(c.turnaround)}
+	w.limit, w.gap = w.deadline, c.turnaround
+	_, err := w.receive(ctx, &none)
+	c.judgeEcho(r.Function, false)
+	if errors.Is(err, ErrTimeout) {
+		return nil
+	}
+	return err
+}
+
+// chars is how long an RTU frame of n bytes lasts on the line, in its framing.
+func (c *Client) chars(n int) time.Duration { return c.timing.Chars(c.framing.onWire(n)) }
+
 func (c *Client) send(r *Request, now time.Time) error {
-	c.sent, c.heard, c.fault = r.Append(c.tx[:0]), false, ErrTimeout
+	c.sent, c.heard, c.fault, c.bad = r.Append(c.tx[:0]), false, ErrTimeout, nil
 	c.rd, c.wr = 0, 0
-	need := c.timing.Chars(len(c.sent)) + c.timeout
+	bytes := c.sent
+	if c.framing == ASCII {
+		bytes = AppendASCII(c.line[:0], c.sent, c.delimiter)
+	}
+	need := c.timing.Chars(len(bytes)) + c.timeout
 	if c.writeBy.Sub(now) < need {
 		c.writeBy = now.Add(2*need + time.Second)
 		if err := c.port.SetWriteDeadline(c.writeBy); err != nil {
@@ -372,15 +295,19 @@ func (c *Client) send(r *Request, now time.Time) error {
 		}
 	}
 	c.stats.Requests++
-	_, err := c.port.Write(c.sent)
-	c.last = c.now().Add(c.timing.Chars(len(c.sent)))
+	_, err := c.port.Write(bytes)
+	c.last = c.now().Add(c.timing.Chars(len(bytes)))
 	return err
 }
 
 // learn takes the time of an answer into account.
 func (u *unit) learn(d time.Duration) {
-	u.response += (max(d, 0) - u.response) / 8
+	d = max(d, 0)
+	u.response += (d - u.response) / 8
 	u.response = max(u.response, d)
+	if u.soonest += (d - u.soonest) / 16; d < u.soonest {
+		u.soonest = d
+	}
 }
 
 // drain is the silence after which nothing more is expected of u.
@@ -390,7 +317,7 @@ func (c *Client) drain(u *unit) time.Duration {
 
 // read reads into rx until t at the latest: then it fails with os.ErrDeadlineExceeded.
 func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
-	if c.rd > 0 && len(c.rx)-c.wr < MaxFrame {
+	if c.rd > 0 && len(c.rx)-c.wr < MaxASCIIFrame {
 		c.wr = copy(c.rx[:], c.rx[c.rd:c.wr])
 		c.rd = 0
 	}

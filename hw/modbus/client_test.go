@@ -10,7 +10,6 @@ import (
 
 	"ferrule/hw/hwtest"
 	"ferrule/hw/modbus"
-	"ferrule/hw/port"
 )
 
 var inputs = modbus.Address{Table: modbus.InputRegisters, Offset: 10}
@@ -126,12 +125,7 @@ func TestEcho(t *testing.T) {
 			u.Set(modbus.HoldingRegisters, 0, 0, 1, 2, 3)
 			u.Set(modbus.Coils, 0x300, make([]uint16, 24)...)
 			w.Attach(u)
-			p, err := port.Open(t.Context(), w.Path(), port.Options{Settings: port.Settings{Baud: 115200, DataBits: 8, Parity: 'N', StopBits: 1}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer p.Close()
-			c := modbus.NewClient(p, modbus.ClientConfig{Timing: modbus.TimingOf(baud, 11), Timeout: 500 * time.Millisecond, Echo: told})
+			c := modbus.NewClient(openPort(t, w.Path()), modbus.ClientConfig{Timing: modbus.TimingOf(baud, 11), Timeout: 500 * time.Millisecond, Echo: told})
 			if err := c.WriteRegister(t.Context(), 9, 1, 7); !errors.Is(err, modbus.ErrTimeout) {
 				t.Errorf("writing to a unit that is not there: %v; want ErrTimeout", err)
 			}

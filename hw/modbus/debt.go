@@ -13,8 +13,8 @@ import (
 // current request only if it fits no earlier debt.
 type debt struct {
 	function Function
-	length   byte    // bytes of data; functions 1 to 4 and 23
-	echo     [6]byte // what functions 5, 6, 15, 16 and 22 repeat of the request
+	length   byte    // bytes of data; functions 1 to 4, 20, 21 and 23; the code of 43
+	echo     [6]byte // what functions 5, 6, 15, 16 and 22 repeat of the request; a digest of what 21 does
 	times    int     // how many such requests in a row
 	sent     time.Time
 }
@@ -32,8 +32,38 @@ func debtOf(r *Request) debt {
 		binary.BigEndian.PutUint16(d.echo[0:], r.Address)
 		binary.BigEndian.PutUint16(d.echo[2:], r.And)
 		binary.BigEndian.PutUint16(d.echo[4:], r.Or)
+	case WriteFileRecord:
+		d.echo = digest(r.Data)
+	case ReadDeviceID:
+		d.length = byte(r.Objects)
 	}
 	return d
+}
+
+// digest is 48 bits of FNV-1a over p.
+func digest(p []byte) (d [6]byte) {
+	h := uint64(14695981039346656037)
+	for _, b := range p {
+		h = (h ^ uint64(b)) * 1099511628211
+	}
+	h ^= h >> 48
+	for i := range d {
+		d[i] = byte(h >> (8 * i))
+	}
+	return d
+}
+
+// answerLength is how many bytes a good answer has as an RTU frame; 0: that is not known.
+func (d *debt) answerLength() int {
+	switch d.function {
+	case WriteSingleCoil, WriteSingleRegister, WriteCoils, WriteRegisters:
+		return 8
+	case MaskWriteRegister:
+		return 10
+	case ReadFIFOQueue, ReadDeviceID, 0:
+		return 0
+	}
+	return 5 + int(d.length)
 }
 
 // settledBy tells whether a frame, whole and sound, of the debt's unit can be its answer.
@@ -50,6 +80,13 @@ func (d *debt) settledBy(frame []byte) bool {
 		return len(frame) == 8 && [4]byte(frame[2:]) == [4]byte(d.echo[:])
 	case MaskWriteRegister:
 		return len(frame) == 10 && [6]byte(frame[2:]) == d.echo
+	case WriteFileRecord:
+		return len(frame) == 5+int(d.length) && frame[2] == d.length && digest(frame[3:len(frame)-2]) == d.echo
+	case ReadFIFOQueue:
+		n := len(frame) - 8 // bytes of registers
+		return n >= 0 && n <= 2*MaxFIFO && n%2 == 0 && int(frame[2])<<8|int(frame[3]) == 2+n && int(frame[4])<<8|int(frame[5]) == n/2
+	case ReadDeviceID:
+		return len(frame) >= identityHead+2 && len(frame) == identityLength(frame) && frame[3] == d.length
 	}
 	return len(frame) == 5+int(d.length) && frame[2] == d.length
 }

@@ -20,7 +20,7 @@ const (
 
 // repeats tells whether a good answer to f is the same bytes as its request.
 func repeats(f Function) bool {
-	return f == WriteSingleCoil || f == WriteSingleRegister || f == MaskWriteRegister
+	return f == WriteSingleCoil || f == WriteSingleRegister || f == WriteFileRecord || f == MaskWriteRegister
 }
 
 // judgeEcho learns from a request whether its echo was heard.
@@ -44,17 +44,17 @@ const (
 	dropped                // anything else
 )
 
-// hush waits until the line was silent for t3.5, or after a failure until it is drained. What comes
-// meanwhile is counted and dropped, and settles what its unit owed. It is the only place where
+// hush waits until the line was silent for t3.5, or longer if u wants that, or after a failure until
+// it is drained. What comes meanwhile is counted and dropped, and settles what its unit owed. It is the only place where
 // bytes that belong to no current request are read, and it runs before each.
-func (c *Client) hush(ctx context.Context) error {
-	limit := c.now().Add(max(c.timeout, 4*maxDrain))
+func (c *Client) hush(ctx context.Context, u *unit) error {
+	limit := c.now().Add(max(c.timeout, 4*maxDrain) + u.rest)
 	for {
 		now := c.now()
-		end := c.last.Add(max(c.timing.T35, c.quiet))
+		end := c.last.Add(max(c.timing.T35, c.quiet, u.rest))
 		n, err := 0, error(nil)
 		switch wait := end.Sub(now); {
-		case c.try == nil || wait > 0 && c.quiet > c.timing.T35:
+		case c.try == nil || wait > nap || wait > 0 && c.quiet > c.timing.T35:
 			n, err = c.read(ctx, later(end, now.Add(time.Millisecond)))
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				err = nil
@@ -102,49 +102,31 @@ func (c *Client) strays(end bool) {
 			c.stats.Garbage++
 		}
 	}
-	if c.rd == c.wr || len(c.rx)-c.wr < MaxFrame {
+	if c.rd == c.wr || len(c.rx)-c.wr < MaxASCIIFrame {
 		c.stats.Garbage += uint64(c.wr - c.rd)
 		c.rd, c.wr = 0, 0
 	}
 }
 
-// receive reads until the answer that settles d is whole. It stops at the length that the
-// answer's head gives, and does not wait for silence.
+// receive waits for the answer that settles d, or until u owes nothing like awaiting.
 func (c *Client) receive(ctx context.Context, u *unit, d *debt, awaiting debt) ([]byte, error) {
-	w := c.newWait(u, d, awaiting)
-	for {
-		_, err := c.read(ctx, w.until())
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded) && w.doubtful():
-			w.rescanned = c.wr
-			if frame := c.rescan(d); frame != nil {
-				return frame, nil
-			}
-			continue
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, c.fault
-		case err != nil:
-			return nil, err
-		}
-		frame, v := c.sortAll(u, d)
-		if v == answer {
-			return frame, nil
-		}
-		rest := time.Duration(0)
-		if v == partial {
-			rest = c.timing.Chars(c.missing())
-		}
-		w.adjust(v, rest)
-		if v == partial {
-			w.pause(rest)
-		}
+	longest := c.chars(MaxFrame)
+	w := wait{Client: c, u: u, awaiting: awaiting, gap: max(c.drain(u), minGap)}
+	w.deadline, w.limit = d.sent.Add(c.timeout), d.sent.Add(2*c.timeout+2*longest)
+	if c.framing == ASCII {
+		w.gap = asciiGap
+		w.limit = w.limit.Add(4 * asciiGap)
 	}
+	if n := d.answerLength(); u.steady && n > 0 && c.timing.Char > 0 {
+		w.doze(d.sent.Add(u.soonest+c.chars(n)), c.chars(n))
+	}
+	return w.receive(ctx, d)
 }
 
 // wait is how long receive goes on.
 type wait struct {
 	*Client
-	u         *unit
+	u         *unit // nil: of a broadcast
 	awaiting  debt
 	deadline  time.Time
 	limit     time.Time     // of deadline
@@ -153,15 +135,67 @@ type wait struct {
 	whole     time.Time     // when the frame will be whole, by the earliest estimate
 }
 
-func (c *Client) newWait(u *unit, d *debt, awaiting debt) wait {
-	longest := c.timing.Chars(MaxFrame)
-	w := wait{Client: c, u: u, awaiting: awaiting, gap: max(c.drain(u), minGap)}
-	w.deadline, w.limit = d.sent.Add(c.timeout), d.sent.Add(2*c.timeout+2*longest)
-	return w
+// doze sleeps until shortly before the answer is whole, if it is as long as a good one and the unit
+// as quick as it can be: one wake-up instead of two. The deadline for its first byte moves to where
+// its last byte would be.
+func (w *wait) doze(whole time.Time, frame time.Duration) {
+	d := whole.Sub(w.now()) - w.slack
+	if d <= w.slack {
+		return
+	}
+	w.deadline = w.deadline.Add(frame)
+	w.sleep(min(d, slice))
+	if over := w.now().Sub(whole); over > 0 { // then nobody saw when it came
+		w.u.soonest = max(w.u.soonest-w.slack, 0)
+	}
+}
+
+// receive reads until the answer that settles d is whole. It stops at the length that the
+// answer's head gives, and does not wait for silence.
+func (w *wait) receive(ctx context.Context, d *debt) ([]byte, error) {
+	for {
+		_, err := w.read(ctx, w.until())
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && w.doubtful():
+			w.rescanned = w.wr
+			if frame := w.rescan(w.u, d); frame != nil {
+				return frame, nil
+			}
+			continue
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil, w.failure()
+		case err != nil:
+			return nil, err
+		}
+		frame, v := w.sortAll(w.u, d)
+		if v == answer {
+			return frame, nil
+		}
+		rest := time.Duration(0)
+		if v == partial {
+			rest = w.timing.Chars(w.missing())
+		}
+		w.adjust(v, rest)
+		if v == partial {
+			w.pause(rest)
+		}
+	}
+}
+
+// failure is why there is no answer, with what came instead.
+func (w *wait) failure() error {
+	switch {
+	case w.bad != nil:
+		return &FrameError{Err: w.fault, Frame: w.bad}
+	case w.rd < w.wr:
+		p := w.rx[w.rd:w.wr]
+		return &FrameError{Err: w.fault, Frame: bytes.Clone(p[:min(len(p), MaxFrame)])}
+	}
+	return w.fault
 }
 
 // doubtful tells whether rx begins with a frame that ought to be whole by now.
-func (w *wait) doubtful() bool { return w.rd < w.wr && w.rescanned != w.wr }
+func (w *wait) doubtful() bool { return w.u != nil && w.rd < w.wr && w.rescanned != w.wr }
 
 func (w *wait) until() time.Time {
 	if w.doubtful() {
@@ -177,7 +211,7 @@ func (w *wait) adjust(v verdict, rest time.Duration) {
 	case w.fault != ErrTimeout || w.awaiting != debt{} && !w.u.debts.blocks(&w.awaiting):
 		w.deadline = earlier(w.limit, w.last.Add(rest+w.gap))
 	case v == partial:
-		w.deadline = later(w.deadline, earlier(w.limit, w.last.Add(rest+w.timeout)))
+		w.deadline = later(w.deadline, earlier(w.limit, w.last.Add(rest+max(w.timeout, w.gap))))
 	}
 }
 
@@ -208,9 +242,12 @@ func (c *Client) sortAll(u *unit, d *debt) ([]byte, verdict) {
 	}
 }
 
-// missing is how many bytes the frame at the head of rx lacks.
+// missing is how many bytes the frame at the head of rx lacks on the line.
 func (c *Client) missing() int {
 	head := c.rx[c.rd:c.wr]
+	if c.framing == ASCII {
+		return c.missingASCII(head)
+	}
 	if c.echo == echoOn && !c.heard {
 		return max(len(c.sent)-len(head), 0)
 	}
@@ -221,6 +258,9 @@ func (c *Client) missing() int {
 // current. Frames count from the head on, so that an answer quoted inside of another unit's frame
 // is not taken for one.
 func (c *Client) scan(u *unit, d *debt) ([]byte, verdict) {
+	if c.framing == ASCII {
+		return c.scanASCII(u, d)
+	}
 	for c.rd < c.wr {
 		p := c.rx[c.rd:c.wr]
 		if d != nil && c.echo != echoOff && !c.heard {
@@ -230,6 +270,7 @@ func (c *Client) scan(u *unit, d *debt) ([]byte, verdict) {
 					return nil, partial
 				}
 				c.hear()
+				c.rd += len(c.sent)
 				continue
 			}
 		}
@@ -242,39 +283,43 @@ func (c *Client) scan(u *unit, d *debt) ([]byte, verdict) {
 			c.rd += n
 			return p[:n], c.classify(u, d, p[:n])
 		}
-		if c.foreignRequest(p, d) {
+		if n := c.foreignRequest(p, d); n > 0 {
+			c.rd += n
 			continue
 		}
 		c.rd++
 		c.stats.Garbage++
-		if n > 0 && d != nil && u == c.units[p[0]] && d.settledBy(p[:n]) {
+		if n > 0 && n <= MaxFrame && d != nil && u == c.units[p[0]] && d.settledBy(p[:n]) {
 			c.stats.CRCErrors++
-			c.fault = ErrCRC
+			c.blame(ErrCRC, p[:n])
 		}
 	}
 	return nil, nothing
 }
 
+// blame notes why there will be no answer, and the frame that shows it.
+func (c *Client) blame(fault error, frame []byte) {
+	c.fault, c.bad = fault, bytes.Clone(frame)
+}
+
 func (c *Client) hear() {
-	c.rd += len(c.sent)
 	c.heard = true
 	c.stats.Echoes++
 }
 
-// foreignRequest takes a sound request from the head of rx: that of another master, or our own
-// returned by an adapter of which that was not known.
-func (c *Client) foreignRequest(p []byte, d *debt) bool {
+// foreignRequest returns the length of a sound request at the head of p: that of another master, or
+// our own returned by an adapter of which that was not known.
+func (c *Client) foreignRequest(p []byte, d *debt) int {
 	n := RequestLength(p)
 	if n <= 0 || n > len(p) || n > MaxFrame || !sound(p[:n]) {
-		return false
+		return 0
 	}
 	if d != nil && bytes.Equal(p[:n], c.sent) {
 		c.hear()
-		return true
+	} else {
+		c.stats.Foreign++
 	}
-	c.rd += n
-	c.stats.Foreign++
-	return true
+	return n
 }
 
 // classify sorts a sound frame of the form of an answer.
@@ -300,22 +345,25 @@ func (c *Client) classify(u *unit, d *debt, frame []byte) verdict {
 		return answer
 	}
 	c.stats.Mismatches++
-	c.fault = ErrMismatch
+	c.blame(ErrMismatch, frame)
 	return dropped
 }
 
 // rescan looks for the answer behind a head that promised a frame and did not keep it. It takes
-// nothing from rx unless it finds the answer, as the frame at the head may just be slow.
-func (c *Client) rescan(d *debt) []byte {
+// nothing from rx unless it finds the answer, as the frame at the head may just be slow. In ASCII
+// nothing hides behind a head: a colon always begins a frame.
+func (c *Client) rescan(u *unit, d *debt) []byte {
+	if c.framing == ASCII {
+		return nil
+	}
 	head := c.rd
-	u := c.units[c.sent[0]]
 	for i := head + 1; i < c.wr; i++ {
 		p := c.rx[i:c.wr]
 		n := ResponseLength(p)
 		if n <= 0 || n > len(p) || n > MaxFrame || !sound(p[:n]) {
 			continue
 		}
-		if p[0] != c.sent[0] || !d.settledBy(p[:n]) || repeats(d.function) && c.echo != echoOff && !c.heard {
+		if c.units[p[0]] != u || !d.settledBy(p[:n]) || repeats(d.function) && c.echo != echoOff && !c.heard {
 			continue
 		}
 		c.stats.Garbage += uint64(i - head)
