@@ -11,13 +11,15 @@ import (
 
 	"ferrule/agent/config"
 	"ferrule/hw"
-	"ferrule/hw/port"
 )
 
 func clockPath(c *config.Config) string { return filepath.Join(c.StateDir, "time") }
 
 // runCheck prints what the agent would do on every line, and refuses what cannot work.
 func runCheck(_ context.Context, e *env) error {
+	if e.profiles {
+		return listProfiles(e)
+	}
 	c, err := loadConfig(e)
 	if err != nil {
 		return err
@@ -33,9 +35,41 @@ func runCheck(_ context.Context, e *env) error {
 	if e.json {
 		err = printJSON(e, plans)
 	} else {
-		err = printPlans(e.stdout, plans)
+		for _, plan := range plans {
+			fmt.Fprint(e.stdout, plan)
+		}
+	}
+	for _, plan := range plans {
+		if plan.Tight() && !plan.Overload() {
+			fmt.Fprintf(e.stderr, "ferrule: warning: line %s: the plan needs %.0f %% of the wire, and units need time to think; poll less often, or raise the baud rate\n",
+				plan.Line, plan.LoadPercent)
+		}
 	}
 	return errors.Join(err, overloaded(plans))
+}
+
+// listProfiles prints the sensor profiles that units can name. Without a configuration it knows
+// those that are built in.
+func listProfiles(e *env) error {
+	c := config.Default()
+	if loaded, err := config.Load(e.configPath); err == nil {
+		c = *loaded
+	}
+	library, problem := c.Profiles()
+	if e.json {
+		return errors.Join(printJSON(e, library.List()), withCode(exitConfig, problem))
+	}
+	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "PROFILE\tPOINTS\tFOR")
+	for _, p := range library.List() {
+		title := p.Title
+		if p.File != "" {
+			title += " (" + p.File + ")"
+		}
+		fmt.Fprintf(table, "%s\t%d\t%s\n", p.Name, p.Points, title)
+	}
+	fmt.Fprintln(table, "sunspec\t-\tany SunSpec device: its points are asked of itself")
+	return errors.Join(table.Flush(), withCode(exitConfig, problem))
 }
 
 // overloaded refuses a plan that asks more of a line than its wire can carry.
@@ -49,44 +83,3 @@ func overloaded(plans []hw.Plan) error {
 	return nil
 }
 
-func printPlans(w io.Writer, plans []hw.Plan) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, plan := range plans {
-		fmt.Fprintf(table, "line %s: %s, %d requests, load %.1f %%\n", plan.Line, plan.Settings, len(plan.Requests), plan.LoadPercent)
-		for _, r := range plan.Requests {
-			fmt.Fprintf(table, "  %s\t%s:%d\t× %d\tevery %s\t%.1f ms\n", r.Unit, r.Table, r.From, r.Count, r.Every, r.Milliseconds)
-		}
-	}
-	return table.Flush()
-}
-
-func runPorts(_ context.Context, e *env) error {
-	infos, err := port.List()
-	if err != nil {
-		return withCode(exitLine, err)
-	}
-	if e.json {
-		return printJSON(e, infos)
-	}
-	if len(infos) == 0 {
-		fmt.Fprintln(e.stdout, "no serial ports found")
-		return nil
-	}
-	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "PORT\tSTABLE NAME\tDRIVER\tPRODUCT")
-	for _, info := range infos {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", info.Path, stableName(info), info.Driver, info.Product)
-	}
-	return table.Flush()
-}
-
-// stableName prefers the name that follows the adapter over the one that follows the socket.
-func stableName(info port.Info) string {
-	switch {
-	case info.ByID != "":
-		return info.ByID
-	case info.ByPath != "":
-		return info.ByPath
-	}
-	return "-"
-}

@@ -28,6 +28,13 @@ func ParseName(name string) error {
 	return err
 }
 
+// IsNetwork tells whether name is that of a serial server: no speed, no silences and no modem lines
+// of its line can be known.
+func IsNetwork(name string) bool {
+	a, err := parseName(name)
+	return err == nil && a.server != ""
+}
+
 // address is a parsed name. One of its parts is set.
 type address struct {
 	name   string
