@@ -95,7 +95,7 @@ var rooms = map[string]arrows{
 	"hw/nmea":            {"hw/frame": "cuts sentences", "hw/point": "gives readings"},
 	"hw/point":           {},
 	"hw/port":            {},
-	"hw/profile":         {},
+	"hw/profile":         {"hw/modbus": "checks the addresses of a profile", "hw/point": "checks its types"},
 	"hw/profile/sunspec": {"hw/profile": "gives the points of a model", "hw/modbus": "names registers"},
 	"hw/sml":             {"hw/frame": "cuts files", "hw/point": "gives readings"},
 	"hw/text":            {"hw/frame": "cuts lines", "hw/point": "gives readings"},

@@ -1,0 +1,204 @@
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"ferrule/hw/modbus"
+	"ferrule/hw/point"
+	"ferrule/internal/hint"
+	"ferrule/internal/quantity"
+)
+
+const (
+	protocolRTU   = "modbus-rtu"
+	protocolASCII = "modbus-ascii"
+
+	maxName       = 64 // bytes; topics carry the names of points
+	minEvery      = 10 * time.Millisecond
+	maxEvery      = 24 * time.Hour
+	minTimeout    = 10 * time.Millisecond
+	maxTimeout    = time.Minute
+	maxTurnaround = time.Second
+	maxAddress    = 247 // Modbus over Serial Line V1.02, 2.2
+
+	// discovered is the name by which a unit is asked for its points; no file may take it.
+	discovered = "sunspec"
+)
+
+// checker collects the mistakes of a profile with their places.
+type checker struct {
+	path     string
+	places   places
+	problems []error
+}
+
+// wrong notes that the value of key is wrong; a repair of "" is none.
+func (c *checker) wrong(key, repair string, err error) {
+	at := c.places.of(key)
+	name := key[strings.LastIndexByte(key, '.')+1:]
+	err = &Error{Path: c.path, Line: at.line, Column: at.column, Err: fmt.Errorf("%s: %w", name, err)}
+	if repair != "" {
+		err = hint.With(err, repair)
+	}
+	c.problems = append(c.problems, err)
+}
+
+func (c *checker) profile(p Profile, file string) {
+	switch {
+	case !validName(file):
+		c.wrong("name", "rename the file", fmt.Errorf("the file's name %q is not made of small letters, digits and dashes", file))
+	case file == discovered:
+		c.wrong("name", "rename the file", fmt.Errorf("%q stands for units that are asked for their points", discovered))
+	case p.Name != file:
+		c.wrong("name", "", fmt.Errorf("%q is not the name of the file, %q", p.Name, file))
+	}
+	if p.Title == "" {
+		c.wrong("title", "", errors.New("the title is missing"))
+	}
+	if p.Source == "" {
+		c.wrong("source", "say which manual the numbers are from", errors.New("the source is missing"))
+	}
+	if p.Protocol != protocolRTU && p.Protocol != protocolASCII {
+		c.wrong("protocol", "", fmt.Errorf("%q is neither %s nor %s", p.Protocol, protocolRTU, protocolASCII))
+	}
+	c.unit(p.Unit)
+	if len(p.Points) == 0 {
+		c.wrong("point", "write one [[point]] for each value", errors.New("the profile has no points"))
+	}
+	names := make(map[string]bool)
+	for i, point := range p.Points {
+		key := "point[" + strconv.Itoa(i) + "]"
+		if names[point.Name] {
+			c.wrong(key+".name", "", fmt.Errorf("another point is called %q, too", point.Name))
+		}
+		names[point.Name] = true
+		c.point(key+".", point)
+	}
+}
+
+// unit checks [unit]. Settings are not read here: they are the port's words.
+func (c *checker) unit(u Unit) {
+	if u.Address < 0 || u.Address > maxAddress {
+		c.wrong("unit.address", "", fmt.Errorf("%d is none of 1 to %d", u.Address, maxAddress))
+	}
+	c.duration("unit.every", u.Every, minEvery, maxEvery)
+	c.duration("unit.timeout", u.Timeout, minTimeout, maxTimeout)
+	c.duration("unit.turnaround", u.Turnaround, 0, maxTurnaround)
+	if u.MaxRegisters < 0 || u.MaxRegisters > modbus.MaxReadRegisters {
+		c.wrong("unit.max_registers", "", fmt.Errorf("%d is none of 1 to %d", u.MaxRegisters, modbus.MaxReadRegisters))
+	}
+	if u.MaxBits < 0 || u.MaxBits > modbus.MaxReadBits {
+		c.wrong("unit.max_bits", "", fmt.Errorf("%d is none of 1 to %d", u.MaxBits, modbus.MaxReadBits))
+	}
+	switch u.Holes {
+	case "", "learn", "fill", "never":
+	default:
+		c.wrong("unit.holes", "", fmt.Errorf("%q is none of learn, fill, never", u.Holes))
+	}
+}
+
+func (c *checker) point(key string, p Point) {
+	if why := badPointName(p.Name); why != "" {
+		c.wrong(key+"name", "use small letters, digits and _", errors.New(why))
+	}
+	c.duration(key+"every", p.Every, minEvery, maxEvery)
+	if !(p.Deadband >= 0) {
+		c.wrong(key+"deadband", "", fmt.Errorf("%v is no distance", p.Deadband))
+	}
+	at, err := modbus.ParseAddress(p.At)
+	if err != nil {
+		c.wrong(key+"at", "", err)
+		return
+	}
+	typ, ok := c.codec(key, p, at)
+	if ok {
+		c.write(key+"write", p.Write, at, typ)
+	}
+}
+
+// codec checks type, order, scale and offset, and that the type can be at the address.
+func (c *checker) codec(key string, p Point, at modbus.Address) (point.Type, bool) {
+	name := p.Type
+	switch {
+	case name == "" && at.Table.Bits():
+		name = "bit"
+	case name == "":
+		name = "uint16"
+	}
+	typ, err := point.ParseType(name)
+	switch {
+	case err != nil:
+		c.wrong(key+"type", "", err)
+		return point.Type{}, false
+	case at.Table.Bits() && !typ.Bit():
+		c.wrong(key+"type", "leave the key out", fmt.Errorf("a %s is a bit, not %s", at.Table, typ))
+	case !at.Table.Bits() && typ.Bit():
+		c.wrong(key+"type", `name the bit: "bit@0" is the least significant of the register`,
+			fmt.Errorf("a %s register has 16 bits", at.Table))
+	case int(at.Offset)+typ.Registers() > 1<<16:
+		c.wrong(key+"at", "", fmt.Errorf("%s does not fit between %d and the end of the table, 65535", typ, at.Offset))
+	}
+	order, err := point.ParseOrder(p.Order)
+	if err != nil {
+		c.wrong(key+"order", "ferrule read shows a value in every order", err)
+	}
+	scale := p.Scale
+	if scale == 0 {
+		scale = 1
+	}
+	if _, err := point.NewCodec(typ, order, scale, p.Offset); err != nil {
+		c.wrong(key+"scale", "", err)
+	}
+	return typ, true
+}
+
+func (c *checker) write(key string, w *Write, at modbus.Address, typ point.Type) {
+	switch {
+	case w == nil:
+	case at.Table != modbus.Coils && at.Table != modbus.HoldingRegisters:
+		c.wrong(key, "only coils and holding registers can be written", fmt.Errorf("a %s is read only", at.Table))
+	case typ.Registers() > modbus.MaxWriteRegisters:
+		c.wrong(key, "", fmt.Errorf("%s is longer than one write can be, %d registers", typ, modbus.MaxWriteRegisters))
+	case (w.Min != nil || w.Max != nil) && !typ.Numeric():
+		c.wrong(key, "leave min and max out: write = {}", fmt.Errorf("%s has no smallest and largest value", typ))
+	case w.Min != nil && w.Max != nil && !(*w.Min <= *w.Max):
+		c.wrong(key, "", fmt.Errorf("min %v is above max %v", *w.Min, *w.Max))
+	}
+}
+
+func (c *checker) duration(key string, d quantity.Duration, low, high time.Duration) {
+	if d != 0 && (d.Std() < low || d.Std() > high) {
+		c.wrong(key, "", fmt.Errorf("%s is not between %s and %s", d, low, quantity.Duration(high)))
+	}
+}
+
+// validName says whether name may be that of a profile: what is safe in a file's name, in a
+// command line, and cannot lead out of a directory.
+func validName(name string) bool {
+	other := func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
+	return name != "" && len(name) <= maxName && name[0] != '-' && !strings.ContainsFunc(name, other)
+}
+
+// badPointName says what is wrong with a point's name, or "". MQTT 3.1.1, 1.5.3 and 4.7: it may
+// become one level of a topic.
+func badPointName(name string) string {
+	switch {
+	case name == "":
+		return "the name is missing"
+	case len(name) > maxName:
+		return fmt.Sprintf("%d bytes are too many; %d are allowed", len(name), maxName)
+	case !utf8.ValidString(name):
+		return "the name is not UTF-8"
+	case strings.ContainsAny(name, "/+#"):
+		return "the characters / + # have a meaning in topics"
+	case strings.ContainsFunc(name, unicode.IsControl):
+		return "the name has a control character"
+	}
+	return ""
+}
