@@ -33,10 +33,12 @@ type Point struct {
 	// At is the first byte of the value in the payload, "byte:4"; negative from the end.
 	At string
 	// Type and Order as package point has them; the default is uint8, ABCD. Little-endian is
-	// DCBA. A bit is bit 0 to 7 of its byte, "bit@3".
+	// DCBA. Bits up to 7 are those of one byte, others of two or four.
 	Type, Order string
-	// Scale and Offset: the value is raw × scale + offset. A scale of 0 counts as 1.
+	// What point.Spec says of them.
 	Scale, Offset float64
+	NaN           []string
+	Values, Flags map[string]string
 	// Uom is the unit of measure.
 	Uom string
 }
@@ -136,11 +138,6 @@ func (p Point) compile() (c place, key string, err error) {
 		return c, "type", err
 	}
 	c.size, c.byte, c.text = sizeOf(typ)
-	if digits, ok := strings.CutPrefix(typ.String(), "bit@"); ok {
-		if n, _ := strconv.Atoi(digits); n > 7 {
-			return c, "type", errors.New("a byte has the bits 0 to 7; the others are in the byte before or behind it")
-		}
-	}
 	if c.at < 0 && c.at+c.size > 0 {
 		return c, "at", fmt.Errorf("%s has %d bytes, and there are only %d from there to the end", typ, c.size, -c.at)
 	}
@@ -151,23 +148,33 @@ func (p Point) compile() (c place, key string, err error) {
 	if c.text && order != point.ABCD {
 		return c, "order", errors.New("text has none in a frame")
 	}
-	scale := p.Scale
-	if scale == 0 {
-		scale = 1
+	c.codec, err = point.NewCodec(point.Spec{
+		Type: typ, Order: order, Scale: p.Scale, Offset: p.Offset, NaN: p.NaN, Values: p.Values, Flags: p.Flags,
+	})
+	if bad, ok := errors.AsType[*point.SpecError](err); ok {
+		return c, bad.Key, bad.Err
 	}
-	c.codec, err = point.NewCodec(typ, order, scale, p.Offset)
-	return c, "scale", err
+	return c, "type", err
 }
 
 // sizeOf returns how many bytes a type occupies in a frame, and whether it is one byte of
 // what would be a register, or text.
 func sizeOf(t point.Type) (size int, single, text bool) {
 	name := t.String()
-	switch {
-	case strings.HasPrefix(name, "string("):
-		size, _ = strconv.Atoi(strings.Trim(name, "string()"))
+	if digits, ok := strings.CutPrefix(name, "string("); ok {
+		size, _ = strconv.Atoi(strings.TrimSuffix(digits, ")"))
 		return size, false, true
-	case strings.HasPrefix(name, "bit"), strings.HasSuffix(strings.TrimSuffix(name, "h"), "int8"):
+	}
+	if _, last, ok := strings.Cut(name, "@"); ok && t.Registers() == 1 {
+		if _, upper, ok := strings.Cut(last, ".."); ok {
+			last = upper
+		}
+		n, _ := strconv.Atoi(last)
+		single = n < 8
+	} else {
+		single = t.Bit() || strings.Contains(name, "int8")
+	}
+	if single {
 		return 1, true, false
 	}
 	return 2 * t.Registers(), false, false
