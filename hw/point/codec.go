@@ -5,33 +5,80 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 	"strings"
 )
+
+// Spec says how a point is read and written.
+type Spec struct {
+	Type  Type
+	Order Order
+	// The value is raw × Scale + Offset. Scale 0 counts as 1. Text, bits and flags have neither.
+	Scale, Offset float64
+	// NaN is what the registers hold when there is no value: "0x8000", all the bits of the point
+	// once its bytes are in order, or the number before scale and offset: "-32768".
+	NaN []string
+	// Values names numbers before scale and offset, decimal or 0x…; see Codec.Decode.
+	Values map[string]string
+	// Flags names bits, 0 the least significant of the point.
+	Flags map[string]string
+}
+
+// SpecError is a mistake in a Spec; Key is how the configuration calls what is wrong: "type",
+// "scale", "offset", "nan", "values" or "flags".
+type SpecError struct {
+	Key string
+	Err error
+}
+
+func (e *SpecError) Error() string { return e.Key + ": " + e.Err.Error() }
+
+// Unwrap is Err.
+func (e *SpecError) Unwrap() error { return e.Err }
+
+func wrong(key, format string, args ...any) error {
+	return &SpecError{Key: key, Err: fmt.Errorf(format, args...)}
+}
 
 // Codec reads and writes one point. Build it with NewCodec; it is immutable.
 type Codec struct {
 	typ    Type
 	order  Order
 	linear linear
+	nan    []uint64         // bits that stand for no value
+	values map[int64]string // names of numbers
+	flags  []string         // names of bits, "" for those without; nil: the value is a number
 }
 
-// NewCodec returns the codec of a point of type t whose bytes stand in order o and whose
-// value is raw × scale + offset. Text and bits take no scale but 1 and no offset but 0.
-func NewCodec(t Type, o Order, scale, offset float64) (Codec, error) {
+// NewCodec returns the codec of s. Errors are *SpecError.
+func NewCodec(s Spec) (Codec, error) {
+	if s.Scale == 0 {
+		s.Scale = 1
+	}
+	t := s.Type
 	switch {
 	case t.kind == 0:
-		return Codec{}, errors.New("the type is invalid")
-	case scale == 0 || math.IsNaN(scale) || math.IsInf(scale, 0):
-		return Codec{}, fmt.Errorf("scale %v is no factor", scale)
-	case math.IsNaN(offset) || math.IsInf(offset, 0):
-		return Codec{}, fmt.Errorf("offset %v is no number", offset)
-	case !t.Numeric() && (scale != 1 || offset != 0):
-		return Codec{}, fmt.Errorf("scale and offset have no meaning for the type %s", t)
+		return Codec{}, &SpecError{"type", errors.New("the type is invalid")}
+	case math.IsNaN(s.Scale) || math.IsInf(s.Scale, 0):
+		return Codec{}, wrong("scale", "%v is no factor", s.Scale)
+	case math.IsNaN(s.Offset) || math.IsInf(s.Offset, 0):
+		return Codec{}, wrong("offset", "%v is no number", s.Offset)
+	case !t.Numeric() && (s.Scale != 1 || s.Offset != 0):
+		return Codec{}, wrong("scale", "scale and offset have no meaning for the type %s", t)
+	case len(s.Flags) > 0 && (s.Scale != 1 || s.Offset != 0):
+		return Codec{}, wrong("scale", "scale and offset have no meaning for flags")
 	}
 	if t.kind == bit {
-		o = ABCD
+		s.Order = ABCD
 	}
-	return Codec{typ: t, order: o, linear: newLinear(scale, offset)}, nil
+	c := Codec{typ: t, order: s.Order, linear: newLinear(s.Scale, s.Offset)}
+	if err := c.setNaN(s.NaN); err != nil {
+		return Codec{}, err
+	}
+	if err := c.setNames(s.Values, s.Flags); err != nil {
+		return Codec{}, err
+	}
+	return c, nil
 }
 
 // Type returns the type of the point.
@@ -47,14 +94,79 @@ func (c *Codec) Mask() uint16 {
 	return m
 }
 
+// factor is the power of ten that a register of the unit holds.
+type factor struct {
+	exponent int
+	used     bool // there is such a register
+}
+
 // Decode reads the value from raw, the bytes of the point's registers as they stood on the
-// wire; for the type bit, raw[0]&1 is the coil. Numbers cost no allocation.
+// wire; for the type bit, raw[0]&1 is the coil. Numbers cost no allocation, and neither do
+// their names.
 //
 // With scale 1 and offset 0, integers stay exact int64 (signed) and uint64 (unsigned, BCD).
 // All other numbers become float64, rounded once wherever raw, scale and offset fit 53 bits
-// as decimals. A float32 counts as the shortest decimal that names it. NaN and the infinities
-// are ErrNaN, a BCD nibble above 9 is ErrDigit.
-func (c *Codec) Decode(raw []byte) (Value, error) {
+// as decimals. A float32 counts as the shortest decimal that names it. NaN, the infinities and
+// what the Spec says stands for no value are ErrNaN, a BCD nibble above 9 is ErrDigit.
+//
+// A number or bit that has a name in Values becomes that text. With Flags the value is always
+// text: the names of the bits that are set, the least significant first, joined by commas, "bit5"
+// for one without a name; "" when none is set.
+func (c *Codec) Decode(raw []byte) (Value, error) { return c.decode(raw, factor{}) }
+
+// MaxExponent is the largest exponent of a scale factor, and -MaxExponent the smallest (SunSpec
+// Device Information Model Specification, sunssf).
+const MaxExponent = 10
+
+// DecodeScaled is Decode for a point whose unit says the power of ten itself, in another register:
+// the value is raw × 10^exponent × scale + offset, always a float64, since the exponent may change.
+// The exponent 0x8000, "not implemented", is ErrNaN; one beyond ±MaxExponent ErrRange; and ErrKind
+// says that the point is no number.
+func (c *Codec) DecodeScaled(raw []byte, exponent int16) (Value, error) {
+	f, err := c.factor(exponent)
+	if err != nil {
+		return Value{}, err
+	}
+	return c.decode(raw, f)
+}
+
+func (c *Codec) factor(exponent int16) (factor, error) {
+	switch {
+	case exponent == math.MinInt16:
+		return factor{}, ErrNaN
+	case exponent > MaxExponent || exponent < -MaxExponent:
+		return factor{}, fmt.Errorf("%w: the exponent %d of the scale factor", ErrRange, exponent)
+	case !c.typ.Numeric() || c.flags != nil:
+		return factor{}, fmt.Errorf("%w: %s has no scale factor", ErrKind, c.typ)
+	}
+	return factor{int(exponent), true}, nil
+}
+
+// Convert turns a value that was read already, by a decoder of text or telegrams, into the value of
+// the point: Values, Flags, Scale and Offset hold, and NaN where the type is float64. Type and
+// order play no other part. ErrKind says that there is something to scale and no number.
+func (c *Codec) Convert(v Value) (Value, error) {
+	f, isNumber := v.Float64()
+	switch {
+	case isNumber && c.typ == Float64() && slices.Contains(c.nan, math.Float64bits(f)):
+		return Value{}, ErrNaN
+	case v.kind == KindInt && c.flags == nil:
+		return c.signed(int64(v.bits), factor{})
+	case v.kind == KindUint && c.flags == nil:
+		return c.unsigned(v.bits, factor{})
+	case v.kind == KindInt || v.kind == KindUint:
+		return String(c.flagNames(v.bits)), nil
+	case v.kind == KindFloat:
+		return c.float(f, factor{})
+	case v.kind == KindBool && c.values != nil:
+		return c.boolean(v.bits), nil
+	case !c.linear.identity:
+		return Value{}, fmt.Errorf("%w: a %s has no scale and offset", ErrKind, v.kind)
+	}
+	return v, nil
+}
+
+func (c *Codec) decode(raw []byte, f factor) (Value, error) {
 	need := 2 * c.typ.Registers()
 	if c.typ.kind == bit {
 		need = 1
@@ -62,33 +174,40 @@ func (c *Codec) Decode(raw []byte) (Value, error) {
 	if len(raw) < need {
 		return Value{}, fmt.Errorf("%d bytes are too few for %s", len(raw), c.typ)
 	}
-	switch c.typ.kind {
-	case bit:
-		return Bool(raw[0]&1 == 1), nil
-	case text:
+	if c.typ.kind == text {
 		return String(c.decodeText(raw)), nil
 	}
-	u := c.assemble(raw)
+	u := c.pattern(raw)
+	switch {
+	case c.nan != nil && slices.Contains(c.nan, u):
+		return Value{}, ErrNaN
+	case c.flags != nil:
+		return String(c.flagNames(u)), nil
+	}
 	switch c.typ.kind {
-	case registerBit:
-		return Bool(u>>c.typ.size&1 == 1), nil
+	case bit, registerBit:
+		return c.boolean(u), nil
 	case float:
-		return c.decodeFloat(u)
+		return c.float(floatOf(u, c.typ.size), f)
+	case signed:
+		spare := 64 - c.typ.size
+		return c.signed(int64(u<<spare)>>spare, f)
 	case bcd:
 		n, err := decodeBCD(u)
 		if err != nil {
 			return Value{}, err
 		}
-		return c.unsigned(n)
+		u = n
 	}
-	if c.typ.high {
-		u >>= 8
+	return c.unsigned(u, f)
+}
+
+// pattern returns the bits of the point, the least significant lowest, and nothing else.
+func (c *Codec) pattern(raw []byte) uint64 {
+	if c.typ.kind == bit {
+		return uint64(raw[0] & 1)
 	}
-	spare := 64 - c.typ.size
-	if c.typ.kind == signed {
-		return c.signed(int64(u<<spare) >> spare)
-	}
-	return c.unsigned(u << spare >> spare)
+	return c.assemble(raw) >> c.typ.low & (1<<c.typ.size - 1)
 }
 
 // assemble puts the registers of a number together, most significant first.
@@ -109,42 +228,64 @@ func (c *Codec) assemble(raw []byte) uint64 {
 	return u
 }
 
-func (c *Codec) signed(i int64) (Value, error) {
-	if c.linear.identity {
+func (c *Codec) boolean(u uint64) Value {
+	if name, ok := c.values[int64(u)]; ok {
+		return String(name)
+	}
+	return Bool(u == 1)
+}
+
+func (c *Codec) signed(i int64, f factor) (Value, error) {
+	if name, ok := c.values[i]; ok {
+		return String(name), nil
+	}
+	if c.linear.identity && !f.used {
 		return Int(i), nil
 	}
-	return Float(c.linear.apply(decimal{m: i}, float64(i)))
+	return Float(c.linear.apply(decimal{m: i, e: f.exponent}, shifted(float64(i), f.exponent)))
 }
 
-func (c *Codec) unsigned(u uint64) (Value, error) {
+func (c *Codec) unsigned(u uint64, f factor) (Value, error) {
+	if name, ok := c.values[int64(u)]; ok {
+		return String(name), nil
+	}
 	switch {
-	case c.linear.identity:
+	case c.linear.identity && !f.used:
 		return Uint(u), nil
 	case u > math.MaxInt64:
-		return Float(float64(u)*c.linear.scale + c.linear.offset)
+		return Float(shifted(float64(u), f.exponent)*c.linear.scale + c.linear.offset)
 	}
-	return Float(c.linear.apply(decimal{m: int64(u)}, float64(u)))
+	return Float(c.linear.apply(decimal{m: int64(u), e: f.exponent}, shifted(float64(u), f.exponent)))
 }
 
-func (c *Codec) decodeFloat(u uint64) (Value, error) {
-	var f float64
-	switch c.typ.size {
+func (c *Codec) float(x float64, f factor) (Value, error) {
+	if c.values != nil && x == math.Trunc(x) && math.Abs(x) < maxExact {
+		if name, ok := c.values[int64(x)]; ok {
+			return String(name), nil
+		}
+	}
+	if c.linear.identity && !f.used || math.IsNaN(x) || math.IsInf(x, 0) {
+		return Float(x)
+	}
+	d := decimalOf(x, 64)
+	d.e += f.exponent
+	return Float(c.linear.apply(d, shifted(x, f.exponent)))
+}
+
+// floatOf reads the bits of a float as people mean it: the shortest decimal that names it.
+func floatOf(u uint64, size uint8) float64 {
+	switch size {
 	case 16:
-		f = shortestHalf(uint16(u))
+		return shortestHalf(uint16(u))
 	case 32:
-		f = shortest(math.Float32frombits(uint32(u)))
-	default:
-		f = math.Float64frombits(u)
+		return shortest(math.Float32frombits(uint32(u)))
 	}
-	if c.linear.identity || math.IsNaN(f) || math.IsInf(f, 0) {
-		return Float(f)
-	}
-	return Float(c.linear.apply(decimalOf(f, 64), f))
+	return math.Float64frombits(u)
 }
 
 func decodeBCD(u uint64) (uint64, error) {
 	var n uint64
-	for i := 28; i >= 0; i -= 4 {
+	for i := 60; i >= 0; i -= 4 {
 		digit := u >> i & 0xf
 		if digit > 9 {
 			return 0, ErrDigit
@@ -167,180 +308,6 @@ func (c *Codec) decodeText(raw []byte) string {
 	return strings.TrimRight(s, " ")
 }
 
-// Encode returns the registers that make Decode return v, in the order of the wire; for the
-// type bit one word, 0 or 1. Types that share their register come in place, the rest zero
-// (see Mask).
-//
-// Integer types take the nearest integer to (v − offset) / scale, halves away from zero: 12.25
-// at a scale of 0.1 is written as 123. What does not fit the type is ErrRange, never clipped.
-// A bit takes a bool, 0 or 1; text must not be longer than the type, and is filled up with
-// NUL. The wrong kind of value is ErrKind.
-func (c *Codec) Encode(v Value) ([]uint16, error) {
-	switch c.typ.kind {
-	case bit, registerBit:
-		return c.encodeBit(v)
-	case text:
-		return c.encodeText(v)
-	}
-	if v.kind == KindBool || v.kind == KindString || v.kind == KindTime || v.kind == None {
-		return nil, fmt.Errorf("%w: a %s for a number", ErrKind, v.kind)
-	}
-	if c.typ.kind == float {
-		u, err := c.encodeFloat(v)
-		if err != nil {
-			return nil, err
-		}
-		return c.split(u), nil
-	}
-	negative, magnitude, err := c.rawInteger(v)
-	if err == nil && !c.fits(negative, magnitude) {
-		err = fmt.Errorf("%w: %s does not fit %s", ErrRange, v, c.typ)
-	}
-	if err != nil {
-		return nil, err
-	}
-	u := magnitude
-	switch {
-	case c.typ.kind == bcd:
-		u = encodeBCD(magnitude)
-	case negative:
-		u = -magnitude
-	}
-	if c.typ.size == 8 {
-		u &= 0xff
-	}
-	if c.typ.high {
-		u <<= 8
-	}
-	return c.split(u), nil
-}
-
-// split is the inverse of assemble.
-func (c *Codec) split(u uint64) []uint16 {
-	words := make([]uint16, c.typ.Registers())
-	for i := range words {
-		place := len(words) - 1 - i
-		if c.order.wordsReversed() {
-			place = i
-		}
-		words[i] = uint16(u >> (16 * place))
-		if c.order.bytesSwapped() {
-			words[i] = bits.ReverseBytes16(words[i])
-		}
-	}
-	return words
-}
-
-func (c *Codec) encodeBit(v Value) ([]uint16, error) {
-	f, ok := v.Float64()
-	if !ok || f != 0 && f != 1 {
-		return nil, fmt.Errorf("%w: %s for a bit, which is true or false", ErrKind, v)
-	}
-	return c.split(uint64(f) << c.typ.size), nil
-}
-
-func (c *Codec) encodeText(v Value) ([]uint16, error) {
-	s, ok := v.Text()
-	if !ok {
-		return nil, fmt.Errorf("%w: a %s for text", ErrKind, v.kind)
-	}
-	if len(s) > int(c.typ.size) {
-		return nil, fmt.Errorf("%w: text of %d bytes for %s", ErrRange, len(s), c.typ)
-	}
-	words := make([]uint16, c.typ.Registers())
-	for i := range len(s) {
-		words[i/2] |= uint16(s[i]) << (8 - i%2*8)
-	}
-	if c.order.bytesSwapped() {
-		for i := range words {
-			words[i] = bits.ReverseBytes16(words[i])
-		}
-	}
-	return words, nil
-}
-
-// decimalValue returns v as a decimal; false where it is beyond int64.
-func decimalValue(v Value) (decimal, bool) {
-	if i, ok := v.Int64(); ok {
-		return decimal{m: i}, true
-	}
-	if v.kind != KindFloat {
-		return decimal{}, false
-	}
-	return decimalOf(math.Float64frombits(v.bits), 64), true
-}
-
-// rawInteger returns the integer whose scaled value is nearest to v.
-func (c *Codec) rawInteger(v Value) (negative bool, magnitude uint64, err error) {
-	if c.linear.identity && v.kind != KindFloat {
-		if i := int64(v.bits); v.kind == KindInt {
-			return i < 0, abs(i), nil
-		}
-		return false, v.bits, nil
-	}
-	if d, ok := decimalValue(v); ok {
-		if num, den, ok := c.linear.invert(d); ok {
-			q := roundedQuotient(num, den)
-			return q < 0, abs(q), nil
-		}
-	}
-	f, _ := v.Float64()
-	raw := math.Round((f - c.linear.offset) / c.linear.scale)
-	if !(math.Abs(raw) < 0x1p64) { // too large, or not a number
-		return false, 0, fmt.Errorf("%w: %s does not fit %s", ErrRange, v, c.typ)
-	}
-	return raw < 0, uint64(math.Abs(raw)), nil
-}
-
-// fits reports whether the integer is one of the type.
-func (c *Codec) fits(negative bool, magnitude uint64) bool {
-	size := c.typ.size
-	switch {
-	case c.typ.kind == bcd:
-		return magnitude == 0 || !negative && magnitude <= [...]uint64{16: 9999, 32: 99999999}[size]
-	case c.typ.kind == signed && negative:
-		return magnitude <= 1<<(size-1)
-	case c.typ.kind == signed:
-		return magnitude < 1<<(size-1)
-	}
-	return magnitude == 0 || !negative && (size == 64 || magnitude < 1<<size)
-}
-
-func (c *Codec) encodeFloat(v Value) (uint64, error) {
-	f, _ := v.Float64()
-	raw := (f - c.linear.offset) / c.linear.scale
-	if d, ok := decimalValue(v); ok && !c.linear.identity {
-		if num, den, ok := c.linear.invert(d); ok && abs(num) <= maxExact && den <= maxExact {
-			raw = float64(num) / float64(den)
-		}
-	}
-	var u uint64
-	fits := !math.IsNaN(raw) && !math.IsInf(raw, 0)
-	switch c.typ.size {
-	case 16:
-		half, ok := halfOf(raw)
-		u, fits = uint64(half), fits && ok
-	case 32:
-		single := float32(raw)
-		u, fits = uint64(math.Float32bits(single)), fits && !math.IsInf(float64(single), 0)
-	default:
-		u = math.Float64bits(raw)
-	}
-	if !fits {
-		return 0, fmt.Errorf("%w: %s does not fit %s", ErrRange, v, c.typ)
-	}
-	return u, nil
-}
-
-func encodeBCD(n uint64) uint64 {
-	var u uint64
-	for i := 0; n > 0; i += 4 {
-		u |= n % 10 << i
-		n /= 10
-	}
-	return u
-}
-
 // OrderedValue is one way to read the same bytes.
 type OrderedValue struct {
 	Order Order
@@ -358,7 +325,7 @@ func Orders(raw []byte, t Type) []OrderedValue {
 			continue
 		}
 		reading := OrderedValue{Order: o}
-		c, err := NewCodec(t, o, 1, 0)
+		c, err := NewCodec(Spec{Type: t, Order: o})
 		if err == nil {
 			reading.Value, err = c.Decode(raw)
 		}

@@ -76,9 +76,17 @@ func (d decimal) float() (float64, bool) {
 	return float64(d.m) * tens[d.e], true
 }
 
-// mul multiplies; ok is false where either factor or the product is beyond ±2^62.
+// shifted returns f × 10^n, |n| ≤ maxTens, rounded once.
+func shifted(f float64, n int) float64 {
+	if n < 0 {
+		return f / tens[-n]
+	}
+	return f * tens[n]
+}
+
+// mul multiplies; ok is false where either factor or the product is not below ±2^62.
 func mul(a, b int64) (product int64, ok bool) {
-	const limit = 1 << 62
+	const limit = 1<<62 - 1
 	x, y := abs(a), abs(b)
 	if x > limit || y > limit || x != 0 && y > limit/x {
 		return 0, false
@@ -146,13 +154,13 @@ func (l *linear) applyExact(raw decimal) (float64, bool) {
 	if !ok1 || !ok2 || !ok3 {
 		return 0, false
 	}
-	// Both summands are within ±2^62, so that the sum cannot overflow.
+	// Both summands are below ±2^62, so that the sum cannot overflow.
 	return decimal{m: m + add, e: -(l.places + down)}.float()
 }
 
-// invert returns (value − offset) / scale as the fraction num/den, den > 0; ok is false where
-// it does not fit.
-func (l *linear) invert(value decimal) (num, den int64, ok bool) {
+// invert returns (value − offset) / scale / 10^exponent as the fraction num/den, den > 0; ok is
+// false where it does not fit.
+func (l *linear) invert(value decimal, exponent int) (num, den int64, ok bool) {
 	if !l.exact {
 		return 0, 0, false
 	}
@@ -161,14 +169,15 @@ func (l *linear) invert(value decimal) (num, den int64, ok bool) {
 	m, ok2 := shift(m, l.places)
 	add, ok3 := shift(l.add, down)
 	den, ok4 := shift(l.num, down)
-	if !ok1 || !ok2 || !ok3 || !ok4 {
+	den, ok5 := shift(den, max(0, exponent))
+	if !ok1 || !ok2 || !ok3 || !ok4 || !ok5 {
 		return 0, 0, false
 	}
-	num = m - add
+	num, ok = shift(m-add, max(0, -exponent))
 	if den < 0 {
 		num, den = -num, -den
 	}
-	return num, den, true
+	return num, den, ok
 }
 
 // roundedQuotient returns num/den rounded to the nearest integer, halves away from zero.

@@ -21,7 +21,7 @@ func codec(t testing.TB, typ, order string, scale, offset float64) Codec {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := NewCodec(parsed, o, scale, offset)
+	c, err := NewCodec(Spec{Type: parsed, Order: o, Scale: scale, Offset: offset})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,16 +228,16 @@ func TestNewCodecRefuses(t *testing.T) {
 	for _, test := range []struct {
 		typ           string
 		scale, offset float64
-	}{{"int16", 0, 0}, {"int16", math.NaN(), 0}, {"int16", 1, math.Inf(1)}, {"bit@1", 2, 0}, {"string(4)", 1, 1}} {
+	}{{"int16", math.Inf(-1), 0}, {"int16", math.NaN(), 0}, {"int16", 1, math.Inf(1)}, {"bit@1", 2, 0}, {"string(4)", 1, 1}} {
 		typ, err := ParseType(test.typ)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := NewCodec(typ, ABCD, test.scale, test.offset); err == nil {
+		if _, err := NewCodec(Spec{Type: typ, Scale: test.scale, Offset: test.offset}); err == nil {
 			t.Errorf("%s × %v + %v was accepted", test.typ, test.scale, test.offset)
 		}
 	}
-	if _, err := NewCodec(Type{}, ABCD, 1, 0); err == nil {
+	if _, err := NewCodec(Spec{}); err == nil {
 		t.Error("the zero Type was accepted")
 	}
 }
@@ -286,7 +286,7 @@ func TestRoundTrip(t *testing.T) {
 			scale = float64(rapid.IntRange(1, 999).Draw(t, "digits")) / tens[rapid.IntRange(0, 4).Draw(t, "places")]
 			offset = float64(rapid.IntRange(-999, 999).Draw(t, "offset")) / 10
 		}
-		c, err := NewCodec(typ, order, scale, offset)
+		c, err := NewCodec(Spec{Type: typ, Order: order, Scale: scale, Offset: offset})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -329,7 +329,7 @@ func TestScalingIsCorrectlyRounded(t *testing.T) {
 		places := rapid.IntRange(0, 9).Draw(t, "places")
 		typ, _ := ParseType("int32")
 		scale, _ := strconv.ParseFloat("1e-"+strconv.Itoa(places), 64)
-		c, err := NewCodec(typ, ABCD, scale, 0)
+		c, err := NewCodec(Spec{Type: typ, Scale: scale})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -421,7 +421,7 @@ func FuzzDecode(f *testing.F) {
 		if again, err := ParseType(parsed.String()); err != nil || again != parsed {
 			t.Fatalf("%q became %q, %v", typ, parsed, err)
 		}
-		c, err := NewCodec(parsed, Order(order&3), scale, offset)
+		c, err := NewCodec(Spec{Type: parsed, Order: Order(order & 3), Scale: scale, Offset: offset})
 		if err != nil {
 			return
 		}
@@ -444,7 +444,7 @@ func TestNumbersCostNoAllocation(t *testing.T) {
 	for _, typ := range []string{"int16", "uint32", "int64", "uint64", "float16", "float32", "float64", "bcd32", "bit@3"} {
 		for _, scale := range []float64{1, 0.1, 1.0 / 3} {
 			parsed, _ := ParseType(typ)
-			c, err := NewCodec(parsed, CDAB, scale, 0)
+			c, err := NewCodec(Spec{Type: parsed, Order: CDAB, Scale: scale})
 			if err != nil {
 				continue
 			}

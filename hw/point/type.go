@@ -22,6 +22,7 @@ const (
 	signed                      // two's complement
 	float                       // IEEE 754
 	bcd                         // binary-coded decimal, four digits to a register
+	field                       // neighbouring bits of one register, or of two
 	text
 )
 
@@ -29,33 +30,35 @@ const (
 //
 //	bit                 one coil or discrete input
 //	bit@n               bit n of a register, 0 the least significant to 15
+//	bits@a..b           bits a to b as an unsigned number, a ≤ b, both included: of a register
+//	                    up to bit 15, of the 32-bit value of two registers up to bit 31
 //	int8, uint8         the low byte of a register; also written int8l, uint8l
 //	int8h, uint8h       the high byte of a register
 //	int16 … int64       two's complement in 1, 2, 3 or 4 registers (16, 32, 48, 64)
 //	uint16 … uint64     unsigned, likewise
 //	float16/32/64       IEEE 754 half, single and double precision
-//	bcd16, bcd32        4 and 8 decimal digits
+//	bcd16 … bcd64       4, 8, 12 and 16 decimal digits (16, 32, 48, 64)
 //	string(n)           n bytes of text in (n+1)/2 registers, n from 1 to 250; it ends at the
 //	                    first NUL and loses its trailing spaces
 type Type struct {
 	kind kind
-	size uint8 // in bits; in bytes for text; the bit's number for registerBit; 0 for bit
-	high bool  // the 8-bit types: the high byte
+	size uint8 // in bits; in bytes for text; 1 for bit and registerBit
+	low  uint8 // the least significant bit of registerBit, field and the 8-bit types
 }
 
 // scalars are the types without a parameter.
 var scalars = map[string]Type{
-	"bit":    {kind: bit},
+	"bit":    {kind: bit, size: 1},
 	"int8":   {kind: signed, size: 8},
 	"int8l":  {kind: signed, size: 8},
-	"int8h":  {kind: signed, size: 8, high: true},
+	"int8h":  {kind: signed, size: 8, low: 8},
 	"int16":  {kind: signed, size: 16},
 	"int32":  {kind: signed, size: 32},
 	"int48":  {kind: signed, size: 48},
 	"int64":  {kind: signed, size: 64},
 	"uint8":  {kind: integer, size: 8},
 	"uint8l": {kind: integer, size: 8},
-	"uint8h": {kind: integer, size: 8, high: true},
+	"uint8h": {kind: integer, size: 8, low: 8},
 	"uint16": {kind: integer, size: 16},
 	"uint32": {kind: integer, size: 32},
 	"uint48": {kind: integer, size: 48},
@@ -66,6 +69,8 @@ var scalars = map[string]Type{
 	"float64": {kind: float, size: 64},
 	"bcd16":   {kind: bcd, size: 16},
 	"bcd32":   {kind: bcd, size: 32},
+	"bcd48":   {kind: bcd, size: 48},
+	"bcd64":   {kind: bcd, size: 64},
 }
 
 // ParseType reads a type as the configuration writes it.
@@ -78,7 +83,16 @@ func ParseType(s string) (Type, error) {
 		if err != nil {
 			return Type{}, fmt.Errorf("type %q: the bit is none of 0 to 15", s)
 		}
-		return Type{kind: registerBit, size: n}, nil
+		return Type{kind: registerBit, size: 1, low: n}, nil
+	}
+	if digits, ok := strings.CutPrefix(s, "bits@"); ok {
+		from, to, _ := strings.Cut(digits, "..")
+		a, err1 := parseSmall(from, 0, 31)
+		b, err2 := parseSmall(to, 0, 31)
+		if err1 != nil || err2 != nil || a > b {
+			return Type{}, fmt.Errorf("type %q: write the lower and the upper bit, 0 to 31: bits@4..7", s)
+		}
+		return Type{kind: field, size: b - a + 1, low: a}, nil
 	}
 	if rest, ok := strings.CutPrefix(s, "string("); ok && strings.HasSuffix(rest, ")") {
 		n, err := parseSmall(strings.TrimSuffix(rest, ")"), 1, maxText)
@@ -87,8 +101,8 @@ func ParseType(s string) (Type, error) {
 		}
 		return Type{kind: text, size: n}, nil
 	}
-	return Type{}, fmt.Errorf("type %q is none of bit, bit@n, int8h, uint8h, int8/16/32/48/64, uint8/16/32/48/64, "+
-		"float16/32/64, bcd16/32, string(n)", s)
+	return Type{}, fmt.Errorf("type %q is none of bit, bit@n, bits@a..b, int8h, uint8h, int8/16/32/48/64, uint8/16/32/48/64, "+
+		"float16/32/64, bcd16/32/48/64, string(n)", s)
 }
 
 // parseSmall reads a plain decimal from low to high: no sign, no leading zero.
@@ -100,37 +114,41 @@ func parseSmall(digits string, low, high uint64) (uint8, error) {
 	return uint8(n), nil
 }
 
+// Float64 is the type float64.
+func Float64() Type { return Type{kind: float, size: 64} }
+
 // Bit reports whether t is for coils and discrete inputs; all other types are for registers.
 func (t Type) Bit() bool { return t.kind == bit }
 
 // Numeric reports whether scale, offset and deadband have a meaning for t.
 func (t Type) Numeric() bool {
-	return t.kind == integer || t.kind == signed || t.kind == float || t.kind == bcd
+	return t.whole() || t.kind == float
 }
+
+// whole reports whether the registers hold an integer.
+func (t Type) whole() bool {
+	return t.kind == integer || t.kind == signed || t.kind == bcd || t.kind == field
+}
+
+// ReadOnly reports whether t cannot be written: a field in two registers, since no request changes
+// some bits of both at once.
+func (t Type) ReadOnly() bool { return t.kind == field && t.Registers() > 1 && t.size < 32 }
 
 // Registers returns how many registers t occupies, or 1 for a coil.
 func (t Type) Registers() int {
-	switch t.kind {
-	case text:
+	if t.kind == text {
 		return (int(t.size) + 1) / 2
-	case bit, registerBit:
-		return 1
 	}
-	return (int(t.size) + 15) / 16
+	return (int(t.low) + int(t.size) + 15) / 16
 }
 
 // mask returns the bits of its one register that a point of type t occupies, before the
 // bytes are ordered; 0xFFFF for all types that fill their registers.
 func (t Type) mask() uint16 {
-	switch {
-	case t.kind == registerBit:
-		return 1 << t.size
-	case t.size == 8 && t.kind != text && t.high:
-		return 0xff00
-	case t.size == 8 && t.kind != text:
-		return 0x00ff
+	if t.kind == bit || t.kind == text || t.size >= 16 || t.Registers() > 1 {
+		return 0xffff
 	}
-	return 0xffff
+	return (1<<t.size - 1) << t.low
 }
 
 func (t Type) String() string {
@@ -140,12 +158,14 @@ func (t Type) String() string {
 	case bit:
 		return "bit"
 	case registerBit:
-		return "bit@" + strconv.Itoa(int(t.size))
+		return "bit@" + strconv.Itoa(int(t.low))
+	case field:
+		return "bits@" + strconv.Itoa(int(t.low)) + ".." + strconv.Itoa(int(t.low+t.size-1))
 	case text:
 		return "string(" + strconv.Itoa(int(t.size)) + ")"
 	}
 	name := [...]string{integer: "uint", signed: "int", float: "float", bcd: "bcd"}[t.kind] + strconv.Itoa(int(t.size))
-	if t.high {
+	if t.low > 0 {
 		name += "h"
 	}
 	return name
@@ -170,8 +190,8 @@ func (t *Type) UnmarshalText(b []byte) (err error) {
 //	BADC  most significant 1st  low byte first        BA       BADCFE     BADCFEHG
 //	DCBA  least significant 1st low byte first        BA       FEDCBA     HGFEDCBA
 //
-// Text keeps the order of its registers in all four; bits and 8-bit types count within the
-// register after its bytes were put right. Coils have no order.
+// Text keeps the order of its registers in all four; bits, fields and 8-bit types count within
+// the register or the 32-bit value after it was put right. Coils have no order.
 type Order uint8
 
 // The four orders; the zero Order is ABCD, what the Modbus specification says.

@@ -15,9 +15,10 @@ type Point struct {
 	// decimal or 0x…; or the documents' numbers from 1 on: "00001", "10001", "30013", "40101".
 	// Required.
 	At string `toml:"at"`
-	// How its registers are read: bit@n, int8/16/32/48/64, uint8/16/32/48/64 (int8h and uint8h
-	// are the high byte of the register), float16/32/64, bcd16/32, string(n); coils and
-	// discrete inputs are bit. Default bit for coils and discrete inputs, uint16 for registers.
+	// How its registers are read: bit@n, bits@a..b (bits a to b as a number; above bit 15 of two
+	// registers), int8/16/32/48/64, uint8/16/32/48/64 (int8h and uint8h are the high byte of
+	// the register), float16/32/64, bcd16/32/48/64, string(n); coils and discrete inputs are
+	// bit. Default bit for coils and discrete inputs, uint16 for registers.
 	Type string `toml:"type"`
 	// The order of the bytes, named after those of a 32-bit value: ABCD, CDAB (registers
 	// swapped), BADC (bytes swapped) or DCBA (both). Default "ABCD".
@@ -26,6 +27,21 @@ type Point struct {
 	Scale float64 `toml:"scale"`
 	// The value is raw × scale + offset. Default 0.
 	Offset float64 `toml:"offset"`
+	// Another power of ten that the value is multiplied by: the name of another point of the
+	// unit, or the address of its register, that holds the exponent, -10 to 10, as SunSpec has
+	// it. Default: none.
+	ScaleFactor string `toml:"scale_factor"`
+	// What the registers hold when the unit has no value: "0x8000", "0xFFFFFFFF", or a number
+	// before scale and offset, "-9999". The point is bad then, with the reason nan. NaN of a
+	// float always is. Default: none.
+	NaN []string `toml:"nan"`
+	// Names of numbers before scale and offset: { 0 = "off", 1 = "on" }. The value is the name
+	// then, and is written as one; a number without a name stays a number. Default: none.
+	Values map[string]string `toml:"values"`
+	// Names of bits, 0 the least significant: { 0 = "overheat", 3 = "fan" }. The value is the
+	// names of those that are set, joined by commas: "overheat,fan", "bit5" where one has no
+	// name, "" when none is set. Default: none.
+	Flags map[string]string `toml:"flags"`
 	// Unit of measure of the value: "W", "°C". Only for those who read the configuration.
 	Uom string `toml:"uom"`
 	// How often the point is polled. Default: every of its unit; 10ms to 24h.
