@@ -13,11 +13,12 @@ type system struct {
 	sys, dev string
 	ioctl    func(fd uintptr, request uint, arg unsafe.Pointer) error
 	uevents  func() (int, error) // opens a socket that tells of devices; an error: the scan alone tells
-	scan     time.Duration       // how often a device that is waited for is looked for
+	trust    func(from unix.Sockaddr) bool
+	scan     time.Duration // how often a device that is waited for is looked for
 }
 
 func host() system {
-	return system{sys: "/sys", dev: "/dev", ioctl: ioctl, uevents: openUevents, scan: 500 * time.Millisecond}
+	return system{sys: "/sys", dev: "/dev", ioctl: ioctl, uevents: openUevents, trust: fromKernel, scan: 500 * time.Millisecond}
 }
 
 func ioctl(fd uintptr, request uint, arg unsafe.Pointer) error {

@@ -146,14 +146,17 @@ const (
 	ready
 )
 
-// look tells whether opening a is worth trying. It opens nothing.
+// look tells whether opening a is worth trying. It opens nothing, and so knows nothing of servers.
 func (sys system) look(a address) presence {
+	if a.server != "" {
+		return ready
+	}
 	path, err := sys.resolve(a)
 	if err != nil {
 		if errors.Is(err, ErrNotFound) {
 			return absent
 		}
-		return denied // Open will tell why
+		return ready // to fail: Open says why
 	}
 	if s, err := os.Stat(path); errors.Is(err, fs.ErrPermission) {
 		return denied

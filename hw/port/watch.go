@@ -21,6 +21,7 @@ type watch struct {
 	raw   syscall.RawConn
 	buf   [maxUevent]byte
 	fast  time.Duration
+	trust func(from unix.Sockaddr) bool
 
 	mu      sync.Mutex // guards netlink against use after close
 	netlink int        // -1: none
@@ -35,7 +36,7 @@ func (sys system) newWatch() (*watch, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("watching serial ports: %w", err)
 	}
-	w := &watch{epoll: os.NewFile(uintptr(fd), "epoll"), fast: sys.scan, netlink: -1}
+	w := &watch{epoll: os.NewFile(uintptr(fd), "epoll"), fast: sys.scan, trust: sys.trust, netlink: -1}
 	if w.raw, err = w.epoll.SyscallConn(); err == nil {
 		err = w.epoll.SetReadDeadline(time.Time{}) // fails where the poller did not take it
 	}
@@ -134,7 +135,7 @@ func (w *watch) receive() (event, bool) {
 		case err != nil:
 			w.deafenLocked()
 			return event{scan: true}, true
-		case flags&unix.MSG_TRUNC != 0 || !fromKernel(from):
+		case flags&unix.MSG_TRUNC != 0 || !w.trust(from):
 			continue
 		}
 		if e, ok := parseUevent(w.buf[:n]); ok {
