@@ -68,6 +68,8 @@ func TestBytesPassUnchanged(t *testing.T) {
 	}
 }
 
+// Row "Read timeout": past the deadline there is an error and never 0, nil, which would break
+// io.ReadFull; a Write has a deadline, too, which the library's has not.
 func TestDeadlines(t *testing.T) {
 	_, path := terminal(t)
 	p := open(t, path)
@@ -82,6 +84,46 @@ func TestDeadlines(t *testing.T) {
 	}
 	if n, err := p.Write(make([]byte, 1<<20)); n == 0 || n == 1<<20 || !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("Write = %d, %v; want a part and os.ErrDeadlineExceeded", n, err)
+	}
+}
+
+// Row "2 ms timeout × 200": each ends by its deadline, with the one error.
+func TestShortDeadlines(t *testing.T) {
+	_, path := terminal(t)
+	p := open(t, path)
+	for range 200 {
+		if err := p.SetReadDeadline(time.Now().Add(2 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := p.Read(make([]byte, 1)); n != 0 || err != os.ErrDeadlineExceeded {
+			t.Fatalf("Read = %d, %v; want os.ErrDeadlineExceeded", n, err)
+		}
+	}
+}
+
+// Row "partial write": the library may return n < len without an error. Ours goes on until all of
+// it is written, however little the other end takes at a time.
+func TestWriteIsWhole(t *testing.T) {
+	far, path := terminal(t)
+	p := open(t, path)
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 8<<10)
+	got := make(chan []byte, 1)
+	go func() {
+		var all []byte
+		for b := make([]byte, 100); len(all) < len(sent); {
+			n, err := far.Read(b)
+			if err != nil {
+				break
+			}
+			all = append(all, b[:n]...)
+		}
+		got <- all
+	}()
+	if n, err := p.Write(sent); n != len(sent) || err != nil {
+		t.Errorf("Write = %d, %v; want %d", n, err, len(sent))
+	}
+	if all := <-got; !bytes.Equal(all, sent) {
+		t.Errorf("%d bytes arrived; want the %d that were sent", len(all), len(sent))
 	}
 }
 
@@ -106,7 +148,7 @@ func TestTryReadDoesNotWait(t *testing.T) {
 	}
 }
 
-// go.bug.st/serial's own Write after Close lands in whatever file has taken the number.
+// Row "Write after Close": go.bug.st/serial's own lands in whatever file has taken the number.
 func TestWriteAfterCloseReachesNothing(t *testing.T) {
 	_, path := terminal(t)
 	p := open(t, path)
@@ -145,6 +187,7 @@ func TestWriteAfterCloseReachesNothing(t *testing.T) {
 
 func second(_ int, err error) error { return err }
 
+// Rows "Close while Read blocks" and "Close while Write blocks": the library leaves the Write behind.
 func TestCloseFreesReadAndWrite(t *testing.T) {
 	_, path := terminal(t)
 	p := open(t, path)
@@ -196,7 +239,7 @@ func waitBlocked(t *testing.T, ended chan error) {
 	}
 }
 
-// The library opens without O_CLOEXEC; an update helper would hold the line for ever.
+// Row "child processes": the library opens without O_CLOEXEC; an update helper would hold the line for ever.
 func TestChildInheritsNothing(t *testing.T) {
 	inherited := func() string {
 		out, err := exec.Command("sh", "-c", "for f in /proc/$$/fd/*; do echo ${f##*/}; done").Output()
@@ -218,7 +261,7 @@ func TestChildInheritsNothing(t *testing.T) {
 	}
 }
 
-// Root ignores TIOCEXCL, so it is the lock that counts.
+// Row "second Open as root": root ignores TIOCEXCL, so it is the lock that counts.
 func TestSecondOpenerIsRefused(t *testing.T) {
 	_, path := terminal(t)
 	p := open(t, path)
@@ -236,7 +279,7 @@ func TestSecondOpenerIsRefused(t *testing.T) {
 	again.Close()
 }
 
-// go.bug.st/serial's own Read panics above FD_SETSIZE.
+// Row "fd ≥ 1024": go.bug.st/serial's own Read panics above FD_SETSIZE.
 func TestDescriptorsAbove1024(t *testing.T) {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Max < 1200 {
@@ -260,6 +303,7 @@ func TestDescriptorsAbove1024(t *testing.T) {
 	TestDeadlines(t)
 }
 
+// Row "peer hangup": Read, Write and TryRead say the same. See TestReplugUnderLoad for the return.
 func TestHangupIsGone(t *testing.T) {
 	far, path := terminal(t)
 	p := open(t, path)
@@ -284,7 +328,7 @@ func TestHangupIsGone(t *testing.T) {
 	}
 }
 
-// A pseudo terminal has no modem lines: one warning, no failure.
+// Row "GetModemStatusBits, SetDTR, SetRTS": a pseudo terminal has no modem lines: one warning, no failure.
 func TestMissingFeaturesWarnOnce(t *testing.T) {
 	_, path := terminal(t)
 	var log bytes.Buffer
@@ -322,7 +366,7 @@ func TestOldInputIsDropped(t *testing.T) {
 	}
 }
 
-// Every rate that termios itself knows works without termios2, which emulators lack.
+// Row "Drain, Reset…, SetMode": every rate that termios itself knows works without termios2, which emulators lack.
 func TestUsualRates(t *testing.T) {
 	_, path := terminal(t)
 	for _, baud := range []int{300, 1200, 2400, 4800, 9600, 19200, 38400, 57600, 115200, 230400, 460800, 921600} {
@@ -354,8 +398,7 @@ func TestOpenErrors(t *testing.T) {
 		"":                                  nil,
 		"ttyUSB0":                           nil,
 		"by-id/../../null":                  nil,
-		"usb:0403:6001:A50285BI:0":          nil,
-		"tcp://127.0.0.1:502":               nil,
+		"usb:ffff:ffff:NOWHERE:0":           port.ErrNotFound,
 		path + "\x00":                       nil,
 		"/dev/serial/by-id/../../ttyNOTHIN": port.ErrNotFound,
 	} {
@@ -382,6 +425,7 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
+// Row "1.5 stop bits": refused before any port is asked.
 func TestParseSettings(t *testing.T) {
 	for s, want := range map[string]struct {
 		settings port.Settings
@@ -404,7 +448,7 @@ func TestParseSettings(t *testing.T) {
 	}
 }
 
-// Other rates go by termios2: where that is missing the error says what to do.
+// Row "SetMode 250000": other rates go by termios2: where that is missing the error says what to do.
 func TestUnusualRate(t *testing.T) {
 	_, path := terminal(t)
 	s := usual

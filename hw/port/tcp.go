@@ -77,9 +77,7 @@ func (sys system) newTCP(a address, conn *net.TCPConn, o Options) (Port, error) 
 
 func (p *tcpPort) Configure(Settings) error { return nil }
 
-func (p *tcpPort) Drain() error {
-	return p.alive("draining")
-}
+func (p *tcpPort) Drain() error { return p.alive("draining") }
 
 // Flush throws away what has arrived.
 func (p *tcpPort) Flush() error {
@@ -100,12 +98,15 @@ func (p *tcpPort) Flush() error {
 	return nil
 }
 
-func (p *tcpPort) SetDTR(bool) error {
-	return p.optional("dtr", errors.Join(p.alive("setting DTR of"), errors.ErrUnsupported))
-}
+func (p *tcpPort) SetDTR(bool) error { return p.without("dtr") }
 
-func (p *tcpPort) SetRTS(bool) error {
-	return p.optional("rts", errors.Join(p.alive("setting RTS of"), errors.ErrUnsupported))
+func (p *tcpPort) SetRTS(bool) error { return p.without("rts") }
+
+func (p *tcpPort) without(modemLine string) error {
+	if err := p.alive("setting a modem line of"); err != nil {
+		return err
+	}
+	return p.optional(modemLine, errors.ErrUnsupported)
 }
 
 func (p *tcpPort) Counters() (Counters, error) {
