@@ -82,6 +82,8 @@ func TestDecode(t *testing.T) {
 		{"float64", "", 1, 0, words(0x406c, 0xc333, 0x3333, 0x3333), "230.1"},
 		{"bcd16", "", 1, 0, words(0x1234), "1234"},
 		{"bcd32", "CDAB", 0.01, 0, words(0x5678, 0x1234), "123456.78"},
+		{"bcd48", "", 1, 0, words(0x1234, 0x5678, 0x9012), "123456789012"},
+		{"bcd64", "", 1, 0, words(0x9999, 0x9999, 0x9999, 0x9999), "9999999999999999"},
 		{"string(5)", "", 1, 0, []byte("AB\"D\x01x"), `"AB\"D\u0001"`},
 		{"string(6)", "BADC", 1, 0, []byte("BADC  "), `"ABCD"`},
 		{"string(6)", "CDAB", 1, 0, []byte("AB\x00DEF"), `"AB"`},
@@ -152,6 +154,8 @@ func TestEncode(t *testing.T) {
 		{"bcd16", 1, 9999, []uint16{0x9999}, nil},
 		{"bcd16", 1, 10000, nil, ErrRange},
 		{"bcd16", 1, -1, nil, ErrRange},
+		{"bcd48", 1, 123456789012, []uint16{0x1234, 0x5678, 0x9012}, nil},
+		{"bcd64", 1, json.Number("10000000000000000"), nil, ErrRange},
 		{"uint64", 1, json.Number("18446744073709551615"), []uint16{0xffff, 0xffff, 0xffff, 0xffff}, nil},
 		{"uint64", 1, json.Number("18446744073709551616"), nil, ErrRange},
 		{"int64", 1, int64(math.MinInt64), []uint16{0x8000, 0, 0, 0}, nil},
@@ -210,7 +214,7 @@ func TestMask(t *testing.T) {
 
 func TestTypesReadBack(t *testing.T) {
 	registers := map[string]int{"bit": 1, "bit@9": 1, "int8": 1, "uint8h": 1, "int16": 1, "int32": 2, "uint48": 3, "int64": 4,
-		"float16": 1, "float32": 2, "float64": 4, "bcd16": 1, "bcd32": 2, "string(1)": 1, "string(8)": 4, "string(250)": 125}
+		"float16": 1, "float32": 2, "float64": 4, "bcd16": 1, "bcd32": 2, "bcd48": 3, "bcd64": 4, "bits@3..11": 1, "bits@9..16": 2, "bits@16..31": 2, "string(1)": 1, "string(8)": 4, "string(250)": 125}
 	for name, n := range registers {
 		typ, err := ParseType(name)
 		if err != nil || typ.String() != name || typ.Registers() != n {
@@ -265,7 +269,7 @@ func TestOrders(t *testing.T) {
 func anyType(t *rapid.T) Type {
 	typ, err := ParseType(rapid.OneOf(
 		rapid.SampledFrom([]string{"bit", "int8", "int8h", "uint8", "uint8h", "int16", "uint16", "int32", "uint32", "int48",
-			"uint48", "int64", "uint64", "float16", "float32", "float64", "bcd16", "bcd32"}),
+			"uint48", "int64", "uint64", "float16", "float32", "float64", "bcd16", "bcd32", "bcd48", "bcd64", "bits@0..0", "bits@3..11", "bits@0..15", "bits@0..31"}),
 		rapid.Map(rapid.IntRange(0, 15), func(n int) string { return "bit@" + strconv.Itoa(n) }),
 		rapid.Map(rapid.IntRange(1, 30), func(n int) string { return "string(" + strconv.Itoa(n) + ")" }),
 	).Draw(t, "type"))
@@ -296,7 +300,7 @@ func TestRoundTrip(t *testing.T) {
 			return
 		}
 		// Beyond 15 digits a scaled value cannot tell all raw values apart.
-		if f, ok := v.Float64(); ok && scale != 1 && math.Abs((f-offset)/scale) > 1e14 || typ.kind == float && (scale != 1 || offset != 0) {
+		if f, ok := v.Float64(); ok && (scale != 1 || offset != 0) && math.Abs((f-offset)/scale) > 1e14 || typ.kind == float && (scale != 1 || offset != 0) {
 			return
 		}
 		encoded, err := c.Encode(v)
