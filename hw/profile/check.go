@@ -3,6 +3,7 @@ package profile
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -79,6 +80,7 @@ func (c *checker) profile(p Profile, file string) {
 		}
 		names[point.Name] = true
 		c.point(key+".", point)
+		c.scaleFactor(key+".", point, p.Points)
 	}
 }
 
@@ -148,14 +150,24 @@ func (c *checker) codec(key string, p Point, at modbus.Address) (point.Type, boo
 	if err != nil {
 		c.wrong(key+"order", "ferrule read shows a value in every order", err)
 	}
-	scale := p.Scale
-	if scale == 0 {
-		scale = 1
-	}
-	if _, err := point.NewCodec(typ, order, scale, p.Offset); err != nil {
-		c.wrong(key+"scale", "", err)
+	_, err = point.NewCodec(point.Spec{Type: typ, Order: order, Scale: p.Scale, Offset: p.Offset,
+		NaN: p.NaN, Values: p.Values, Flags: p.Flags})
+	if bad, ok := errors.AsType[*point.SpecError](err); ok {
+		c.wrong(key+bad.Key, "", bad.Err)
 	}
 	return typ, true
+}
+
+// scaleFactor checks that the reference is a number among the points, or the address of a
+// register.
+func (c *checker) scaleFactor(key string, p Point, all []Point) {
+	if p.ScaleFactor == "" || slices.ContainsFunc(all, func(q Point) bool { return q.Name == p.ScaleFactor && q.Name != p.Name }) {
+		return
+	}
+	at, err := modbus.ParseAddress(p.ScaleFactor)
+	if err != nil || at.Table.Bits() {
+		c.wrong(key+"scale_factor", "", fmt.Errorf("%q is neither a point of the profile nor the address of a register", p.ScaleFactor))
+	}
 }
 
 func (c *checker) write(key string, w *Write, at modbus.Address, typ point.Type) {
@@ -163,6 +175,8 @@ func (c *checker) write(key string, w *Write, at modbus.Address, typ point.Type)
 	case w == nil:
 	case at.Table != modbus.Coils && at.Table != modbus.HoldingRegisters:
 		c.wrong(key, "only coils and holding registers can be written", fmt.Errorf("a %s is read only", at.Table))
+	case typ.ReadOnly():
+		c.wrong(key, "", fmt.Errorf("%s can only be read: no request changes some bits of two registers at once", typ))
 	case typ.Registers() > modbus.MaxWriteRegisters:
 		c.wrong(key, "", fmt.Errorf("%s is longer than one write can be, %d registers", typ, modbus.MaxWriteRegisters))
 	case (w.Min != nil || w.Max != nil) && !typ.Numeric():
