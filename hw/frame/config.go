@@ -20,8 +20,8 @@ type Config struct {
 	// cobs or cobs-r (ends at a zero, consistent overhead byte stuffing), or silence (stands
 	// between two silences of the line). Required.
 	Kind string `toml:"kind"`
-	// Bytes that a frame may have, its marks and its check included; 2 to 65536. What is
-	// longer is counted and dropped. Not for fixed.
+	// Bytes that a frame may have, its marks and its check included; 2 to 65536, and for length
+	// without start to 4096. What is longer is counted and dropped. Not for fixed.
 	MaxLength int `toml:"max_length"`
 	// How long the line is silent between two frames, where nothing else marks them, and how
 	// long a frame may stall. Default: the line's own; 1ms to 1m.
@@ -69,10 +69,13 @@ type Config struct {
 }
 
 const (
-	minLength  = 2
-	maxLength  = 1 << 16
-	minSilence = time.Millisecond
-	maxSilence = time.Minute
+	minLength = 2
+	maxLength = 1 << 16
+	// maxUnmarked bounds frames that may begin at any byte: garbage costs a check of so many
+	// bytes for each of its own.
+	maxUnmarked = 4096
+	minSilence  = time.Millisecond
+	maxSilence  = time.Minute
 )
 
 // Default returns the Config of a table that says no more than its kind.
@@ -192,6 +195,9 @@ func (c Config) compile() (*form, error) {
 		f.gap = !f.marks.synchronise(f.check)
 		f.split = Fixed(f.max, f.marks, f.check)
 	case "length":
+		if f.max > maxUnmarked && len(f.marks.Start) == 0 {
+			k.wrong("max_length", "give the bytes that a frame begins with: start", fmt.Errorf("without a start, %d bytes are too many; %d are allowed", f.max, maxUnmarked))
+		}
 		f.gap = !f.marks.synchronise(f.check)
 		f.split = Length(c.lengthField(k, f), f.max, f.marks, f.check)
 	case "stx-etx":

@@ -122,6 +122,7 @@ func TestValidate(t *testing.T) {
 		{frame.Config{Kind: "slip", Start: "02"}, "start", "leave it out"},
 		{frame.Config{Kind: "slip", MaxLength: 1}, "max_length", ""},
 		{frame.Config{Kind: "slip", MaxLength: 1 << 20}, "max_length", ""},
+		{frame.Config{Kind: "length", MaxLength: 5000}, "max_length", "start"},
 		{frame.Config{Kind: "slip", Check: "crc16"}, "check", ""},
 		{frame.Config{Kind: "slip", CheckOrder: "big"}, "check", ""},
 		{frame.Config{Kind: "slip", Check: "crc8", CheckOrder: "msb"}, "check_order", ""},

@@ -28,17 +28,17 @@ type Config struct {
 	// of spaces and tabs.
 	Separator string `toml:"separator"`
 	// Names of the fields, in their order; "" leaves one out. A line with another number of
-	// fields is an error. Default: f1, f2 and so on, however many there are.
+	// fields is an error. Default: f1, f2 and so on, however many there are, up to 256.
 	Names []string `toml:"names"`
 	// Points at fixed columns of the line.
 	Columns []Column `toml:"columns"`
-	// Spaces around a value stay. Default: they go away.
+	// Spaces and control characters around a value stay. Default: they go away.
 	KeepSpaces bool `toml:"keep_spaces"`
 	// The decimal mark of numbers, "." or ",".
 	Decimal string `toml:"decimal"`
-	// What a point must be: { code = "text", weight = "number" }. A number may then have
-	// leading zeros and spaces behind its sign, and what is none is bad. Default: what reads as
-	// one number is one, everything else is text.
+	// What a point must be: { code = "text", weight = "number" }. A number may then be written
+	// as "0012", "- 1.5", ".5" or "1e3", and what is none is bad. Default: what is a number for
+	// certain is one ("12", "-0.5", "+0012.5"), everything else is text ("0012", "12 kg").
 	Types map[string]string `toml:"types"`
 	// Units of measure of points: { weight = "kg" }.
 	Uom map[string]string `toml:"uom"`
@@ -52,11 +52,9 @@ type Config struct {
 	CheckMark string `toml:"check_mark"`
 	// The first character that the checksum covers, counted from 0: 1 leaves out a "$".
 	CheckFrom int `toml:"check_from"`
-	// The checksum covers its mark, too.
-	CheckCoversMark bool `toml:"check_covers_mark"`
 	// What to send so that the device answers with a line: "P\r\n". Default: nothing is sent.
 	Request string `toml:"request"`
-	// How often the request is sent; 10ms to 24h.
+	// How often the request is sent; 10ms to 24h. Default "1s".
 	Every quantity.Duration `toml:"every"`
 }
 
