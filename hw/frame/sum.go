@@ -10,9 +10,8 @@ import (
 
 // Sum is an algorithm of checksums. Build it with ParseSum; it is immutable.
 type Sum struct {
-	name string
-	size int // in bytes
-	// little says that protocols send the low byte first.
+	name   string
+	size   int // in bytes
 	little bool
 	of     func(data []byte) uint32
 }
@@ -79,6 +78,9 @@ func (s *Sum) Of(data []byte) uint32 { return s.of(data) & (1<<(8*s.size) - 1) }
 
 // Size returns how many bytes the checksum has.
 func (s *Sum) Size() int { return s.size }
+
+// LowFirst says that protocols with the checksum send its low byte first.
+func (s *Sum) LowFirst() bool { return s.little }
 
 func (s *Sum) String() string { return s.name }
 

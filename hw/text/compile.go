@@ -132,10 +132,11 @@ func (c Config) compileCheck(k *checker) *lineCheck {
 		return nil
 	}
 	check := &lineCheck{mark: c.wire(c.CheckMark), size: sum.Size()}
-	if c.CheckForm == "hex" {
+	hex := c.CheckForm == "hex"
+	if hex {
 		check.size *= 2
 	}
-	check.Check = frame.Check{Sum: sum, Hex: c.CheckForm == "hex", From: k.within("check_from", c.CheckFrom, 0, maxLength)}
+	check.Check = frame.Check{Sum: sum, Hex: hex, Little: !hex && sum.LowFirst(), From: k.within("check_from", c.CheckFrom, 0, maxLength)}
 	return check
 }
 
