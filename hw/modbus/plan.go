@@ -17,6 +17,7 @@ type Span struct {
 // Cost says what requests to one unit cost, and which of them the unit allows.
 type Cost struct {
 	Timing   Timing
+	Framing  Framing
 	Response time.Duration // how long the unit takes to answer, learned; 0: not known
 	// The most that one request may ask for; 0 or more than the protocol allows: what the
 	// protocol allows, MaxReadRegisters and MaxReadBits.
@@ -40,13 +41,14 @@ type Group struct {
 
 // Of is the time that one request for count registers or bits takes: 8 bytes there, 5 bytes and
 // the data back, a gap of t3.5 before each, and the unit's own time. Modbus over Serial Line
-// V1.02, 2.5.1.
+// V1.02, 2.5.1. In ASCII the bytes are more and there are no gaps.
 func (c Cost) Of(t Table, count int) time.Duration {
 	data := 2 * count
 	if t.Bits() {
 		data = (count + 7) / 8
 	}
-	return c.Timing.Chars(8+5+data) + 2*c.Timing.T35 + c.Response
+	chars := c.Framing.onWire(8) + c.Framing.onWire(5+data)
+	return c.Timing.Chars(chars) + 2*c.Timing.of(c.Framing).T35 + c.Response
 }
 
 // Load is the share of the line's time that the groups take; above 1 they do not fit.
@@ -311,7 +313,7 @@ func (p *pool) cheapest(items []extent) []extent {
 // run is what it costs to read the items up to some point.
 type run struct {
 	time float64 // in nanoseconds; sums of whole ones are exact
-	tie  int     // requests × 2^32 + registers or bits
+	tie  int64   // requests × 2^32 + registers or bits
 }
 
 func (r run) less(s run) bool { return r.time < s.time || r.time == s.time && r.tie < s.tie }
@@ -343,7 +345,7 @@ func (p *pool) newRuns() *runs {
 // add makes it possible to begin at start, the item with the index from, when the items before
 // are read at the cost of before. Starts rise.
 func (r *runs) add(before run, from, start int) {
-	b := beginning{run{before.time - r.extra*float64(start/r.unit), before.tie - start}, start, from}
+	b := beginning{run{before.time - r.extra*float64(start/r.unit), before.tie - int64(start)}, start, from}
 	q := &r.queues[start%r.unit]
 	for n := len(*q); n > 0 && !(*q)[n-1].less(b.run); n-- {
 		*q = (*q)[:n-1]
@@ -364,7 +366,7 @@ func (r *runs) best(end int) (best run, from int) {
 			continue
 		}
 		units := (end - kind + r.unit - 1) / r.unit
-		all := run{q[0].time + r.fixed + r.extra*float64(units), q[0].tie + end + 1<<32}
+		all := run{q[0].time + r.fixed + r.extra*float64(units), q[0].tie + int64(end) + 1<<32}
 		if from < 0 || all.less(best) {
 			best, from = all, q[0].from
 		}
@@ -452,7 +454,7 @@ func (p *pool) attach(way []step, items []extent, i int, was extent, h int, time
 		if reads.end > was.end && more > float64(p.cost.Of(p.table, reads.size())) {
 			return // each further address costs the host more than it costs a request of its own
 		}
-		all := run{way[i].time + more, way[i].tie + as.size() - was.size()}
+		all := run{way[i].time + more, way[i].tie + int64(as.size()-was.size())}
 		if to := &way[j+1]; !to.known || all.less(to.run) {
 			*to = step{run: all, known: true, from: i, attach: true, host: h, as: as}
 		}

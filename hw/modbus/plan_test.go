@@ -146,6 +146,7 @@ func anyCost(t *rapid.T) Cost {
 	c := Cost{
 		Timing: rapid.SampledFrom([]Timing{TimingOf(1200, 11), TimingOf(9600, 11), TimingOf(19200, 11),
 			TimingOf(115200, 10), {}, {Char: 3, T35: 1}}).Draw(t, "timing"),
+		Framing:      rapid.SampledFrom([]Framing{RTU, RTU, RTU, ASCII}).Draw(t, "framing"),
 		Response:     time.Duration(rapid.IntRange(0, 30).Draw(t, "response")) * time.Millisecond,
 		MaxRegisters: rapid.SampledFrom([]int{1, 4, 10, 30, 125}).Draw(t, "registers"),
 		MaxBits:      rapid.SampledFrom([]int{1, 8, 30, 2000}).Draw(t, "bits"),
@@ -329,6 +330,27 @@ func TestPlan(t *testing.T) {
 		}
 		if all := strings.Join(got, " "); all != test.want {
 			t.Errorf("%s: got %s, want %s", test.name, all, test.want)
+		}
+	}
+}
+
+// The figures of V1.02, 2.5.1 and 2.5.2: 8 bytes there, 5 and the data back.
+func TestCostOf(t *testing.T) {
+	c := Cost{Timing: Timing{Char: time.Millisecond, T15: 2 * time.Millisecond, T35: 4 * time.Millisecond}, Response: time.Second}
+	for _, test := range []struct {
+		f     Framing
+		table Table
+		count int
+		want  time.Duration
+	}{
+		{RTU, HoldingRegisters, 10, 1041 * time.Millisecond},
+		{RTU, Coils, 8, 1022 * time.Millisecond},
+		{RTU, Coils, 9, 1023 * time.Millisecond},
+		{ASCII, HoldingRegisters, 10, 1068 * time.Millisecond}, // :AAFFSSSSNNNNLL and CR LF; :AAFFBB, the data, LL and CR LF
+	} {
+		c.Framing = test.f
+		if got := c.Of(test.table, test.count); got != test.want {
+			t.Errorf("%v, %d of %v: got %v, want %v", test.f, test.count, test.table, got, test.want)
 		}
 	}
 }

@@ -154,7 +154,7 @@ func TestEncode(t *testing.T) {
 		{"bcd16", 1, 9999, []uint16{0x9999}, nil},
 		{"bcd16", 1, 10000, nil, ErrRange},
 		{"bcd16", 1, -1, nil, ErrRange},
-		{"bcd48", 1, 123456789012, []uint16{0x1234, 0x5678, 0x9012}, nil},
+		{"bcd48", 1, int64(123456789012), []uint16{0x1234, 0x5678, 0x9012}, nil},
 		{"bcd64", 1, json.Number("10000000000000000"), nil, ErrRange},
 		{"uint64", 1, json.Number("18446744073709551615"), []uint16{0xffff, 0xffff, 0xffff, 0xffff}, nil},
 		{"uint64", 1, json.Number("18446744073709551616"), nil, ErrRange},
