@@ -1,8 +1,7 @@
 package hwtest
 
 import (
-	"encoding/binary"
-	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,8 +34,8 @@ type Answer struct {
 	Spoilt   bool   // the script did something to it
 }
 
-// Unit is a simulated Modbus unit. Its registers exist where they were Set; elsewhere it answers
-// exception 2. All methods may be called from any goroutine, hooks included.
+// Unit is a simulated Modbus unit, for a Wire or for modbus.Serve; faults happen on a Wire alone. Its
+// registers exist where they were Set; elsewhere it answers exception 2. All methods may be called from any goroutine, hooks included.
 type Unit struct {
 	address byte
 
@@ -53,13 +52,17 @@ type Unit struct {
 		at    uint16
 		n     uint32
 	}
-	ledger []Answer
-	free   time.Time // when its last answer was or is due
+	files    map[uint16][]uint16
+	queues   map[uint16][]uint16
+	identity []modbus.Object
+	counted  uint32 // what the counter said to the current request, 0 if it was not read
+	ledger   []Answer
+	free     time.Time // when its last answer was or is due
 }
 
 // NewUnit makes a unit that has no registers yet.
 func NewUnit(address byte) *Unit {
-	u := &Unit{address: address}
+	u := &Unit{address: address, files: map[uint16][]uint16{}, queues: map[uint16][]uint16{}}
 	for i := range u.tables {
 		u.tables[i] = map[uint16]uint16{}
 	}
@@ -144,38 +147,56 @@ func (u *Unit) Asked() int {
 	return u.asked
 }
 
-// answer executes r and returns what the unit sends for it, at the earliest at due.
-func (u *Unit) answer(r modbus.Request, due time.Time) []transmission {
+// answer executes r and returns what the unit sends for it, at the earliest at due. A broadcast is
+// executed alone.
+func (u *Unit) answer(r modbus.Request, due time.Time, f modbus.Framing) []transmission {
 	u.mu.Lock()
 	script, n := u.script, u.asked
 	u.asked++
+	u.counted = 0
 	u.mu.Unlock()
-	var f Fault
+	var fault Fault
 	if script != nil {
-		f = script(n, r)
+		fault = script(n, r)
 	}
-	response, counter := modbus.Response{Unit: r.Unit, Function: r.Function, Exception: f.Exception}, uint32(0)
-	if f.Exception == 0 {
-		response, counter = u.execute(r)
+	response := modbus.Response{Unit: r.Unit, Function: r.Function, Exception: fault.Exception}
+	if fault.Exception == 0 {
+		response = modbus.Execute(u, r)
 	}
+	if r.Unit == 0 {
+		return nil
+	}
+	return u.transmit(response, r, fault, due, f)
+}
+
+// refuse returns what the unit sends for a request that it cannot read.
+func (u *Unit) refuse(r modbus.Request, e modbus.Exception, due time.Time, f modbus.Framing) []transmission {
+	return u.transmit(modbus.Response{Unit: r.Unit, Function: r.Function, Exception: e}, r, Fault{}, due, f)
+}
+
+func (u *Unit) transmit(response modbus.Response, r modbus.Request, f Fault, due time.Time, framing modbus.Framing) []transmission {
 	u.mu.Lock()
 	at := due.Add(u.delay + f.Delay)
 	if at.Before(u.free) {
 		at = u.free
 	}
 	u.free = at
+	entry := Answer{Function: r.Function, Address: r.Address, Counter: u.counted, Spoilt: f.spoils()}
 	u.mu.Unlock()
 	if f.Drop {
 		return nil
 	}
-	entry := Answer{Function: r.Function, Address: r.Address, Counter: counter, Spoilt: f.spoils()}
 	sent := func(t time.Time) {
 		entry.Time = t
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		u.ledger = append(u.ledger, entry)
 	}
-	list := []transmission{{at: at, bytes: f.apply(response.Append(nil)), whole: sent}}
+	frame := response.Append(nil)
+	if framing == modbus.ASCII {
+		frame = modbus.AppendASCII(nil, frame, 0)
+	}
+	list := []transmission{{at: at, bytes: f.apply(frame), whole: sent}}
 	for i := range f.Duplicate {
 		list = append(list, transmission{at: at.Add(time.Duration(i+1) * f.DuplicateAfter), bytes: list[0].bytes})
 	}
@@ -197,63 +218,6 @@ func (f *Fault) apply(frame []byte) []byte {
 	return all
 }
 
-// execute is the unit's side of the protocol (Application Protocol V1.1b3, 6).
-func (u *Unit) execute(r modbus.Request) (modbus.Response, uint32) {
-	response := modbus.Response{Unit: r.Unit, Function: r.Function}
-	var err error
-	var counter uint32
-	switch r.Function {
-	case modbus.ReadCoils:
-		response.Data, counter, err = u.read(modbus.Coils, r.Address, int(r.Count))
-	case modbus.ReadDiscreteInputs:
-		response.Data, counter, err = u.read(modbus.DiscreteInputs, r.Address, int(r.Count))
-	case modbus.ReadHoldingRegisters:
-		response.Data, counter, err = u.read(modbus.HoldingRegisters, r.Address, int(r.Count))
-	case modbus.ReadInputRegisters:
-		response.Data, counter, err = u.read(modbus.InputRegisters, r.Address, int(r.Count))
-	case modbus.WriteSingleCoil, modbus.WriteCoils:
-		response.Address, response.Count, response.Data = r.Address, r.Count, r.Data
-		err = u.write(modbus.Coils, r.Address, bits(r))
-	case modbus.WriteSingleRegister, modbus.WriteRegisters:
-		response.Address, response.Count, response.Data = r.Address, r.Count, r.Data
-		err = u.write(modbus.HoldingRegisters, r.Address, words(r.Data))
-	case modbus.MaskWriteRegister:
-		response.Address, response.And, response.Or = r.Address, r.And, r.Or
-		old := u.Get(modbus.HoldingRegisters, r.Address, 1)[0]
-		err = u.write(modbus.HoldingRegisters, r.Address, []uint16{old&r.And | r.Or&^r.And})
-	case modbus.ReadWriteRegisters:
-		if err = u.write(modbus.HoldingRegisters, r.WriteAddress, words(r.Data)); err == nil {
-			response.Data, counter, err = u.read(modbus.HoldingRegisters, r.Address, int(r.Count))
-		}
-	}
-	if err != nil {
-		response.Exception = 4
-		errors.As(err, &response.Exception)
-	}
-	return response, counter
-}
-
-func words(data []byte) []uint16 {
-	w := make([]uint16, len(data)/2)
-	for i := range w {
-		w[i] = binary.BigEndian.Uint16(data[2*i:])
-	}
-	return w
-}
-
-func bits(r modbus.Request) []uint16 {
-	if r.Function == modbus.WriteSingleCoil {
-		return []uint16{uint16(r.Data[0] & 1)}
-	}
-	b := make([]uint16, r.Count)
-	for i := range b {
-		b[i] = uint16(r.Data[i/8] >> (i % 8) & 1)
-	}
-	return b
-}
-
-const illegalAddress modbus.Exception = 2
-
 // exists tells whether the unit has all of these registers.
 func (u *Unit) exists(t modbus.Table, from uint16, n int) bool {
 	if int(from)+n > 65_536 {
@@ -267,9 +231,10 @@ func (u *Unit) exists(t modbus.Table, from uint16, n int) bool {
 	return true
 }
 
-func (u *Unit) read(t modbus.Table, from uint16, n int) ([]byte, uint32, error) {
+// Read is the unit's side of functions 1 to 4, for modbus.Execute and modbus.Serve.
+func (u *Unit) Read(t modbus.Table, from uint16, values []uint16) error {
 	u.mu.Lock()
-	hook := u.onRead
+	hook, n := u.onRead, len(values)
 	u.mu.Unlock()
 	if hook != nil {
 		hook(t, from, n)
@@ -277,34 +242,26 @@ func (u *Unit) read(t modbus.Table, from uint16, n int) ([]byte, uint32, error) 
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if !u.exists(t, from, n) {
-		return nil, 0, illegalAddress
+		return modbus.IllegalAddress
 	}
-	counter := uint32(0)
 	if c := &u.counter; c.on && c.table == t && from <= c.at && int(c.at)+2 <= int(from)+n {
 		c.n++
-		counter = c.n
+		u.counted = c.n
 		u.tables[t][c.at], u.tables[t][c.at+1] = uint16(c.n>>16), uint16(c.n)
 	}
-	if !t.Bits() {
-		data := make([]byte, 0, 2*n)
-		for i := range n {
-			data = binary.BigEndian.AppendUint16(data, u.tables[t][from+uint16(i)])
-		}
-		return data, counter, nil
+	for i := range values {
+		values[i] = u.tables[t][from+uint16(i)]
 	}
-	data := make([]byte, (n+7)/8)
-	for i := range n {
-		data[i/8] |= byte(u.tables[t][from+uint16(i)]) << (i % 8)
-	}
-	return data, counter, nil
+	return nil
 }
 
-func (u *Unit) write(t modbus.Table, from uint16, values []uint16) error {
+// Write is the unit's side of functions 5, 6, 15 and 16.
+func (u *Unit) Write(t modbus.Table, from uint16, values []uint16) error {
 	u.mu.Lock()
 	hook, ok := u.onWrite, u.exists(t, from, len(values))
 	u.mu.Unlock()
 	if !ok {
-		return illegalAddress
+		return modbus.IllegalAddress
 	}
 	if hook != nil {
 		if err := hook(t, from, values); err != nil {
@@ -313,4 +270,66 @@ func (u *Unit) write(t modbus.Table, from uint16, values []uint16) error {
 	}
 	u.Set(t, from, values...)
 	return nil
+}
+
+// SetFile gives a file of functions 20 and 21 its registers.
+func (u *Unit) SetFile(file uint16, values ...uint16) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.files[file] = slices.Clone(values)
+}
+
+// ReadFile is the unit's side of function 20.
+func (u *Unit) ReadFile(file, number uint16, values []uint16) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if int(number)+len(values) > len(u.files[file]) {
+		return modbus.IllegalAddress
+	}
+	copy(values, u.files[file][number:])
+	return nil
+}
+
+// WriteFile is the unit's side of function 21.
+func (u *Unit) WriteFile(file, number uint16, values []uint16) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if int(number)+len(values) > len(u.files[file]) {
+		return modbus.IllegalAddress
+	}
+	copy(u.files[file][number:], values)
+	return nil
+}
+
+// SetQueue gives the queue at an address its registers.
+func (u *Unit) SetQueue(at uint16, values ...uint16) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.queues[at] = slices.Clone(values)
+}
+
+// ReadQueue is the unit's side of function 24.
+func (u *Unit) ReadQueue(at uint16, values []uint16) (int, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	queue, ok := u.queues[at]
+	if !ok {
+		return 0, modbus.IllegalAddress
+	}
+	copy(values, queue)
+	return len(queue), nil
+}
+
+// SetIdentity gives the unit the objects of function 43/14, in the order of their IDs.
+func (u *Unit) SetIdentity(objects ...modbus.Object) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.identity = objects
+}
+
+// Identity is the unit's side of function 43/14.
+func (u *Unit) Identity() []modbus.Object {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.identity
 }

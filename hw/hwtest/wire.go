@@ -7,8 +7,10 @@ package hwtest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +30,7 @@ type WireConfig struct {
 	Baud        int  // bits per second; 0: bytes take no time, and no silence is wanted
 	BitsPerChar int  // with start, parity and stop bits; 0: 11
 	Echo        bool // the adapter returns every byte it sends
+	Framing     modbus.Framing
 }
 
 // WireStats counts what happened on a wire since it was made.
@@ -46,14 +49,15 @@ type WireStats struct {
 
 // Wire is a simulated line. One goroutine on a thread of its own runs it until Close.
 type Wire struct {
-	timing modbus.Timing
-	echo   bool
-	path   string
-	fd     int      // the wire's end of the pseudo terminal
-	keep   *os.File // the other end, kept open so that a master may come and go
-	wake   [2]int   // a pipe, closed to end the goroutine
-	done   chan struct{}
-	close  sync.Once
+	framing modbus.Framing
+	timing  modbus.Timing
+	echo    bool
+	path    string
+	fd      int      // the wire's end of the pseudo terminal
+	keep    *os.File // the other end, kept open so that a master may come and go
+	wake    [2]int   // a pipe, closed to end the goroutine
+	done    chan struct{}
+	close   sync.Once
 
 	mu    sync.Mutex
 	units map[byte]*Unit
@@ -83,8 +87,11 @@ func NewWire(c WireConfig) (*Wire, error) {
 		c.BitsPerChar = 11
 	}
 	w := &Wire{
-		timing: modbus.TimingOf(c.Baud, c.BitsPerChar), echo: c.Echo,
+		framing: c.Framing, timing: modbus.TimingOf(c.Baud, c.BitsPerChar), echo: c.Echo,
 		units: map[byte]*Unit{}, done: make(chan struct{}),
+	}
+	if c.Framing == modbus.ASCII {
+		w.timing.T15, w.timing.T35 = 0, 0 // a colon and a line end mark a frame
 	}
 	if err := w.open(); err != nil {
 		return nil, fmt.Errorf("making a wire: %w", err)
@@ -283,41 +290,62 @@ func (w *Wire) police(now time.Time) {
 	}
 }
 
-// inDue is when the request ends: by silence, or without a baud rate by its length.
+// inDue is when the request ends: by silence, or without a baud rate by its length, or by a line end.
 func (w *Wire) inDue() time.Time {
-	if w.timing.Char > 0 {
+	switch n := modbus.RequestLength(w.in); {
+	case w.framing == modbus.ASCII:
+		if w.in[len(w.in)-1] == '\n' {
+			return w.inEnd
+		}
+		return w.inEnd.Add(time.Second)
+	case w.timing.Char > 0:
 		return w.inEnd.Add(w.timing.T35)
-	}
-	if n := modbus.RequestLength(w.in); n < 0 || n > 0 && n <= len(w.in) {
+	case n < 0 || n > 0 && n <= len(w.in):
 		return w.inEnd
 	}
 	return w.inEnd.Add(patience)
 }
 
-// handle has the request answered by its unit.
+// handle has the request answered by its unit, or executed by all of them.
 func (w *Wire) handle() {
 	due := w.inDue()
-	frame := append([]byte(nil), w.in...)
+	frame, err := append([]byte(nil), w.in...), error(nil)
 	w.in = w.in[:0]
-	r, err := modbus.DecodeRequest(frame)
+	if w.framing == modbus.ASCII {
+		frame, err = modbus.DecodeASCII(nil, frame, 0)
+	}
+	var r modbus.Request
+	if err == nil {
+		r, err = modbus.DecodeRequest(frame)
+	}
+	refusal, refused := errors.AsType[modbus.Exception](err)
+	var units []*Unit
 	w.mu.Lock()
-	var u *Unit
-	switch {
-	case err != nil:
+	if err != nil {
 		w.stats.Broken++
-	case w.units[r.Unit] == nil:
+	} else {
 		w.stats.Requests++
+	}
+	switch u := w.units[r.Unit]; {
+	case err != nil && (!refused || r.Unit == 0):
+	case r.Unit == 0:
+		units = slices.Collect(maps.Values(w.units))
+	case u == nil && err == nil:
 		w.stats.Unanswered++
-	default:
-		w.stats.Requests++
-		u = w.units[r.Unit]
+	case u != nil:
+		units = append(units, u)
 	}
 	w.mu.Unlock()
-	if u == nil {
-		return
-	}
-	for _, t := range u.answer(r, due) { // calls hooks, which may ask for Stats
-		w.queue(t)
+	for _, u := range units { // calls hooks, which may ask for Stats
+		answer := u.answer
+		if refused {
+			answer = func(r modbus.Request, due time.Time, f modbus.Framing) []transmission {
+				return u.refuse(r, refusal, due, f)
+			}
+		}
+		for _, t := range answer(r, due, w.framing) {
+			w.queue(t)
+		}
 	}
 }
 

@@ -349,3 +349,7 @@ func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
 		c.readBy = time.Time{}
 	}
 }
+
+// SetTiming is for a line whose units have settings of their own: the port has other ones from
+// now on.
+func (c *Client) SetTiming(t Timing) { c.timing = t.of(c.framing) }
