@@ -208,6 +208,7 @@ type level struct {
 	every    time.Duration
 	members  []member // by start
 	requests []extent // starts and ends both rise
+	planned  int      // how many members the requests were chosen for
 }
 
 // plan decides at which period each member is read, the fastest first, and groups each period.
@@ -225,7 +226,7 @@ func (p *pool) plan() []Group {
 			own.members = give(faster, own.members)
 		}
 		if len(own.members) > 0 {
-			own.requests = p.cheapest(skyline(own.members))
+			own.requests, own.planned = p.cheapest(skyline(own.members)), len(own.members)
 			levels = append(levels, own)
 		}
 		rest = rest[n:]
@@ -295,7 +296,7 @@ func (p *pool) cheapest(items []extent) []extent {
 	if len(items) == 1 { // the one that may be longer than the limit
 		return items
 	}
-	runs := p.newRuns()
+	runs := p.newRuns(len(items))
 	best := run{}
 	from := make([]int, len(items)+1)
 	for j, item := range items {
@@ -333,13 +334,17 @@ type beginning struct {
 	start, from int
 }
 
-func (p *pool) newRuns() *runs {
+func (p *pool) newRuns(items int) *runs {
 	unit := 1
 	if p.table.Bits() {
 		unit = 8
 	}
 	fixed := p.cost.Of(p.table, 0)
-	return &runs{limit: p.limit, unit: unit, fixed: float64(fixed), extra: float64(p.cost.Of(p.table, 1) - fixed)}
+	r := &runs{limit: p.limit, unit: unit, fixed: float64(fixed), extra: float64(p.cost.Of(p.table, 1) - fixed)}
+	for kind := range unit {
+		r.queues[kind] = make([]beginning, 0, items/unit+1)
+	}
+	return r
 }
 
 // add makes it possible to begin at start, the item with the index from, when the items before
@@ -376,7 +381,10 @@ func (r *runs) best(end int) (best run, from int) {
 
 // groups is the best plan of a level with all members that it got.
 func (p *pool) groups(l level) []Group {
-	requests := p.cheapest(skyline(l.members))
+	requests := l.requests
+	if len(l.members) > l.planned {
+		requests = p.cheapest(skyline(l.members))
+	}
 	groups := make([]Group, len(requests))
 	for i, r := range requests {
 		groups[i] = Group{At: Address{p.table, uint16(r.start)}, Count: r.size()}
@@ -424,7 +432,7 @@ func (p *pool) widen(faster []level, slow level) bool {
 	slices.SortFunc(hosts, func(a, b host) int { return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(b.level, a.level)) })
 	way := make([]step, len(items)+1)
 	way[0] = step{host: -1, known: true}
-	own := p.newRuns()
+	own := p.newRuns(len(items))
 	for i, item := range items {
 		near := sort.Search(len(hosts), func(h int) bool { return hosts[h].start >= item.end-p.limit })
 		for h := max(near, way[i].host); h < len(hosts) && hosts[h].start < item.start+p.limit; h++ {
