@@ -96,7 +96,7 @@ func (d *Decoder) Decode(dst []point.Reading, telegrams ...[]byte) (name string,
 }
 
 func (d *Decoder) decode(dst []point.Reading, telegram []byte) (Header, []point.Reading, error) {
-	take := func(m *meaning, _ *block, v decoded) {
+	take := func(m *meaning, _ block, v decoded) {
 		if v.value.Kind() != point.None || v.bad != "" {
 			dst = append(dst, point.Reading{Point: d.unique(m.name), Value: v.value, Bad: v.bad, Uom: m.uom})
 		}
@@ -106,7 +106,7 @@ func (d *Decoder) decode(dst []point.Reading, telegram []byte) (Header, []point.
 }
 
 // walk calls take with every record of a telegram. On an error some were taken already.
-func (d *Decoder) walk(telegram []byte, take func(*meaning, *block, decoded)) (Header, error) {
+func (d *Decoder) walk(telegram []byte, take func(*meaning, block, decoded)) (Header, error) {
 	f, err := Parse(telegram)
 	if err != nil {
 		return Header{}, err
@@ -130,7 +130,7 @@ func (d *Decoder) walk(telegram []byte, take func(*meaning, *block, decoded)) (H
 			return h, err
 		}
 		m := d.known(b.key, &b)
-		take(m, &b, d.value(m, &b, msb))
+		take(m, b, d.value(m, &b, msb))
 	}
 }
 
@@ -206,7 +206,7 @@ func sameUnit(a, b *Header) bool {
 func (d *Decoder) Records(telegram []byte) iter.Seq2[Record, error] {
 	return func(yield func(Record, error) bool) {
 		going := true
-		_, err := d.walk(telegram, func(m *meaning, b *block, v decoded) {
+		_, err := d.walk(telegram, func(m *meaning, b block, v decoded) {
 			going = going && yield(Record{
 				Function: m.function, Storage: m.storage, Tariff: m.tariff, Subunit: m.subunit, Extended: m.extended,
 				Quantity: m.quantity, Point: m.name, Uom: m.uom, Value: v.value, Bad: v.bad, Head: b.key, Data: b.data,

@@ -54,7 +54,7 @@ func fixedMeaning(status Status, first, unit byte) *meaning {
 }
 
 // fixed reads the two counters; body is what follows the status byte.
-func (d *Decoder) fixed(h *Header, body []byte, msb bool, take func(*meaning, *block, decoded)) {
+func (d *Decoder) fixed(h *Header, body []byte, msb bool, take func(*meaning, block, decoded)) {
 	units := [2]byte{body[0] & 0x3F, body[1] & 0x3F}
 	if msb {
 		units[0], units[1] = units[1], units[0]
@@ -66,7 +66,7 @@ func (d *Decoder) fixed(h *Header, body []byte, msb bool, take func(*meaning, *b
 			m = d.learn(key[:], fixedMeaning(h.Status, units[0], unit))
 		}
 		b := block{data: body[2+4*i : 6+4*i]}
-		take(m, &b, counter(m, h.Status, b.data, msb))
+		take(m, b, counter(m, h.Status, b.data, msb))
 	}
 }
 
