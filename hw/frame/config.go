@@ -23,8 +23,9 @@ type Config struct {
 	// Bytes that a frame may have, its marks and its check included; 2 to 65536, and for length
 	// without start to 4096. What is longer is counted and dropped. Not for fixed.
 	MaxLength int `toml:"max_length"`
-	// How long the line is silent between two frames, where nothing else marks them, and how
-	// long a frame may stall. Default: the line's own; 1ms to 1m.
+	// How long the line is silent between two frames, where nothing else marks them; for all
+	// others how long a frame may stall. Default "50ms" where nothing else marks them, else
+	// "500ms"; 20ms to 1m.
 	Silence quantity.Duration `toml:"silence"`
 	// delimiter: the bytes that end a frame, ["0D 0A"]; any of several.
 	Delimiters []string `toml:"delimiters"`
@@ -74,8 +75,10 @@ const (
 	// maxUnmarked bounds frames that may begin at any byte: garbage costs a check of so many
 	// bytes for each of its own.
 	maxUnmarked = 4096
-	minSilence  = time.Millisecond
+	minSilence  = 20 * time.Millisecond // operating system and adapters let bytes gather
 	maxSilence  = time.Minute
+	between     = 50 * time.Millisecond
+	stall       = 500 * time.Millisecond
 )
 
 // Default returns the Config of a table that says no more than its kind.
@@ -115,6 +118,21 @@ func (c Config) Validate() error {
 	_, err := c.compile()
 	return err
 }
+
+// Pause returns how long the line is silent when a frame will not go on, or is over.
+func (c Config) Pause() time.Duration {
+	f, err := c.compile()
+	switch {
+	case c.Silence != 0:
+		return c.Silence.Std()
+	case err == nil && (f.gap || c.Kind == "silence"):
+		return between
+	}
+	return stall
+}
+
+// Raw returns the Config of the protocol raw: what comes between two silences is a frame.
+func Raw() Config { return Config{Kind: "silence"} }
 
 // form is a Config that was checked.
 type form struct {

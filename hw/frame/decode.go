@@ -44,7 +44,7 @@ type Point struct {
 }
 
 // New returns what cuts and decodes the frames that c describes for units, or what is wrong
-// with them. Where the kind is silence, Cutter.Rest takes the place of Cutter.Silence.
+// with them. Cutter.Silence is due after each silence of Config.Pause, also where nothing is pending.
 func New(c Config, units []Unit) (*Cutter, *Decoder, error) {
 	f, err := c.compile()
 	if err != nil {
@@ -58,11 +58,18 @@ func New(c Config, units []Unit) (*Cutter, *Decoder, error) {
 	if err := errors.Join(k.problems...); err != nil {
 		return nil, nil, err
 	}
-	cutter := NewCutter(f.split, f.max)
-	if f.gap {
+	switch {
+	case f.gap:
+		// One byte more, so that a single frame is still held when the first silence comes.
+		cutter := NewCutter(f.split, f.max+1)
 		cutter.Gap()
+		return cutter, d, nil
+	case c.Kind == "silence":
+		cutter := NewCutter(f.split, f.max)
+		cutter.Whole()
+		return cutter, d, nil
 	}
-	return cutter, d, nil
+	return NewCutter(f.split, f.max), d, nil
 }
 
 // Decoder makes readings of frames. One goroutine may use it.

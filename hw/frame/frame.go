@@ -64,6 +64,7 @@ type Cutter struct {
 	rd    int // buf[rd:] is not cut yet
 	lost  bool
 	gap   bool
+	whole bool
 	stats Stats
 }
 
@@ -75,6 +76,10 @@ func NewCutter(split Split, max int) *Cutter {
 // Gap says that a silence of the line lies between any two frames, as where frames have a fixed
 // length and no mark: after a silence nothing is lost.
 func (c *Cutter) Gap() { c.gap = true }
+
+// Whole says that a silence of the line ends a frame: what came since the last one is handed out,
+// not given up.
+func (c *Cutter) Whole() { c.whole = true }
 
 // Feed takes all of p and calls take with each frame that is whole now. A frame is good until
 // take returns.
@@ -135,6 +140,11 @@ func (c *Cutter) count(cut Cut) {
 // Silence says that the line was silent for longer than a frame can pause: what is not whole
 // will not be. The bytes are searched for frames behind the beginning that led nowhere.
 func (c *Cutter) Silence(take func(frame []byte)) {
+	if rest := c.buf[c.rd:]; c.whole && len(rest) > 0 {
+		c.stats.Frames++
+		c.rd = len(c.buf)
+		take(rest)
+	}
 	if c.rd < len(c.buf) {
 		c.stats.Cutoff++
 		c.lost = true

@@ -42,7 +42,7 @@ func firstOf(data []byte, delimiters [][]byte) (at, size int) {
 }
 
 // Silent cuts frames that stand between two silences of the line, so the Split cannot see
-// them; it only cuts what is longer than max bytes. Cutter.Rest hands them out.
+// them: see Cutter.Whole. It only cuts what is longer than max bytes.
 func Silent(max int) Split {
 	return func(data []byte, _ bool) Cut {
 		if len(data) < max {
@@ -50,16 +50,6 @@ func Silent(max int) Split {
 		}
 		return Cut{Size: max}
 	}
-}
-
-// Rest hands out what is not cut yet as one frame, for protocols whose frames end with a
-// silence of the line: it takes the place of Silence.
-func (c *Cutter) Rest(take func(frame []byte)) {
-	if rest := c.buf[c.rd:]; len(rest) > 0 {
-		c.stats.Frames++
-		take(rest)
-	}
-	c.buf, c.rd, c.lost = c.buf[:0], 0, false
 }
 
 // Begin says that what comes next is the beginning of a frame, as after a long silence of the

@@ -7,9 +7,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ferrule/hw/frame"
 	"ferrule/hw/frame/frametest"
+	"ferrule/internal/quantity"
 )
 
 // unhex reads bytes as people write them.
@@ -193,7 +195,8 @@ func TestFaults(t *testing.T) {
 				cutter.Feed(bad, take)
 			}
 		}
-		if s := cutter.Stats(); s.Checksum+s.Malformed+s.Oversize+s.Garbage == 0 {
+		cutter.Silence(func([]byte) {})
+		if s := cutter.Stats(); s.Checksum+s.Malformed+s.Oversize+s.Cutoff+s.Garbage == 0 {
 			t.Errorf("%s: nothing is counted: %+v", name, s)
 		}
 	}
@@ -213,11 +216,50 @@ func TestSilence(t *testing.T) {
 	for _, chunk := range []string{"01 03 00 00", "00 0A C5 CD", "01 03 01"} {
 		cutter.Feed(unhex(t, chunk), take)
 	}
-	cutter.Rest(take)
-	cutter.Rest(take)
+	cutter.Silence(take)
+	cutter.Silence(take)
 	want := []string{"[{frame 01030000000a  }] <nil>", "[] the checksum of the frame is wrong"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	if s := cutter.Stats(); s != (frame.Stats{Bytes: 11, Frames: 2}) {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestFirstFrameOfAnUnmarkedProtocol is a line that was opened in a silence: the first frame may
+// be a tail, the one behind the next silence is none.
+func TestFirstFrameOfAnUnmarkedProtocol(t *testing.T) {
+	cutter, _, err := frame.New(frame.Config{Kind: "fixed", Size: 4}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	take := func(f []byte) { got = append(got, string(f)) }
+	for _, f := range []string{"1111", "2222", "3333"} {
+		cutter.Feed([]byte(f), take)
+		if len(cutter.Pending()) > 0 {
+			cutter.Silence(take)
+		}
+	}
+	if want := []string{"2222", "3333"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestPause(t *testing.T) {
+	for _, c := range []struct {
+		config frame.Config
+		want   time.Duration
+	}{
+		{frame.Raw(), 50 * time.Millisecond},
+		{frame.Config{Kind: "fixed", Size: 4}, 50 * time.Millisecond},
+		{frame.Config{Kind: "fixed", Size: 4, Start: "02"}, 500 * time.Millisecond},
+		{frame.Config{Kind: "slip", Silence: quantity.Duration(time.Second)}, time.Second},
+	} {
+		if got := c.config.Pause(); got != c.want {
+			t.Errorf("%+v: %v, want %v", c.config, got, c.want)
+		}
 	}
 }
 
