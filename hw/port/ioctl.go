@@ -15,10 +15,11 @@ type system struct {
 	uevents  func() (int, error) // opens a socket that tells of devices; an error: the scan alone tells
 	trust    func(from unix.Sockaddr) bool
 	scan     time.Duration // how often a device that is waited for is looked for
+	slack    time.Duration // how much longer than the wire takes bytes may wait to be sent
 }
 
 func host() system {
-	return system{sys: "/sys", dev: "/dev", ioctl: ioctl, uevents: openUevents, trust: fromKernel, scan: 500 * time.Millisecond}
+	return system{sys: "/sys", dev: "/dev", ioctl: ioctl, uevents: openUevents, trust: fromKernel, scan: 500 * time.Millisecond, slack: 2 * time.Second}
 }
 
 func ioctl(fd uintptr, request uint, arg unsafe.Pointer) error {

@@ -25,7 +25,7 @@ type driver struct {
 }
 
 // sizes of the structures in linux/serial.h and asm/termbits.h
-var sizes = map[uint]int{unix.TIOCSRS485: 32, unix.TIOCGRS485: 32, unix.TIOCGICOUNT: 80, unix.TIOCGSERIAL: 56 + int(unsafe.Sizeof(uintptr(0)))*2, unix.TIOCSSERIAL: 56 + int(unsafe.Sizeof(uintptr(0)))*2, unix.TCGETS2: 44}
+var sizes = map[uint]int{unix.TIOCSRS485: 32, unix.TIOCGRS485: 32, unix.TIOCGICOUNT: 80, unix.TIOCGSERIAL: 56 + int(unsafe.Sizeof(uintptr(0)))*2, unix.TIOCSSERIAL: 56 + int(unsafe.Sizeof(uintptr(0)))*2, unix.TCGETS2: 44, unix.TIOCOUTQ: 4}
 
 func (d *driver) ioctl(_ uintptr, request uint, arg unsafe.Pointer) error {
 	d.calls = append(d.calls, request)
@@ -309,4 +309,34 @@ func TestConfigure(t *testing.T) {
 		t.Error("no settings are taken")
 	}
 	load(t, a, p)
+}
+
+// stuck is an adapter that never sends what it was given.
+type stuck struct {
+	serial.Port
+	thrown chan struct{}
+}
+
+func (s *stuck) Drain() error             { <-s.thrown; return nil }
+func (s *stuck) ResetOutputBuffer() error { close(s.thrown); return nil }
+
+func TestDrainIsBounded(t *testing.T) {
+	d := &driver{do: map[uint]func([]byte) error{unix.TIOCOUTQ: func(b []byte) error { binary.NativeEndian.PutUint32(b, 19); return nil }}}
+	m, _, o := on(t, d)
+	m.sys.slack = 10 * time.Millisecond
+	m.plug("ttyUSB0")
+	p := m.open(byID, o)
+	mode := p.(*serialPort).mode
+	other := usual
+	other.Baud = 300
+	for what, do := range map[string]func() error{"Drain": p.Drain, "Configure": func() error { return p.Configure(other) }} {
+		p.(*serialPort).mode = &stuck{mode, make(chan struct{})}
+		if err := do(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: %v; want os.ErrDeadlineExceeded", what, err)
+		}
+	}
+	p.(*serialPort).mode = mode
+	if err := errors.Join(p.Drain(), p.Configure(other)); err != nil {
+		t.Error(err)
+	}
 }

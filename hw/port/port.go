@@ -48,7 +48,8 @@ type Port interface {
 	Configure(s Settings) error
 	// Flush throws away what has arrived and not been read, and what was written and not sent.
 	Flush() error
-	// Drain waits until what was written is sent.
+	// Drain waits until what was written is sent; os.ErrDeadlineExceeded, and it is thrown away, where
+	// that takes 2 s longer than the wire needs.
 	Drain() error
 	// SetDTR and SetRTS set a modem line. A port without is warned of once and left alone.
 	SetDTR(on bool) error

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"go.bug.st/serial"
@@ -140,10 +141,8 @@ func (p *serialPort) begin(o Options) error {
 		w.close()
 		return fmt.Errorf("watching: %w", err)
 	}
-	p.follow(w, p.missing, func() {
-		p.lost()
-		p.shut()
-	})
+	p.watch = w
+	p.follow(p.missing, func() { p.shut() })
 	return nil
 }
 
@@ -160,8 +159,20 @@ func (p *serialPort) missing(e event) bool {
 			return true
 		}
 	}
-	rdev, err := deviceNumber(p.path)
-	return errors.Is(err, os.ErrNotExist) || err == nil && rdev != p.rdev
+	if rdev, err := deviceNumber(p.path); errors.Is(err, os.ErrNotExist) || err == nil && rdev != p.rdev {
+		return true
+	}
+	return p.isHungUp()
+}
+
+func (p *serialPort) isHungUp() (yes bool) {
+	p.control(func(fd uintptr) error {
+		poll := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(poll, 0)
+		yes = err == nil && n > 0 && poll[0].Revents&unix.POLLHUP != 0
+		return nil
+	})
+	return yes
 }
 
 func inUse() error {
@@ -191,7 +202,42 @@ func (p *serialPort) discard(queues int) error {
 }
 
 func (p *serialPort) Drain() error {
-	return p.withMode("draining", drain)
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	return p.withMode("draining", p.drain)
+}
+
+// drain waits for the last byte to be sent, unless an adapter hangs and never will. The kernel alone
+// would wait for ever. It needs changing.
+func (p *serialPort) drain(m serial.Port) error {
+	waiting := p.waiting()
+	if waiting == 0 { // what the UART itself still holds the driver waits for, with a bound
+		return drain(m)
+	}
+	limit := p.sys.slack
+	if p.settings.Baud > 0 {
+		limit += time.Duration(waiting*p.settings.BitsPerChar()) * time.Second / time.Duration(p.settings.Baud)
+	}
+	freed := make(chan struct{})
+	timer := time.AfterFunc(limit, func() {
+		defer close(freed)
+		m.ResetOutputBuffer()
+	})
+	err := drain(m)
+	if timer.Stop() {
+		return err
+	}
+	<-freed
+	return os.ErrDeadlineExceeded
+}
+
+// waiting is how many bytes the kernel holds that are not sent.
+func (p *serialPort) waiting() (n int) {
+	var count int32
+	if p.control(func(fd uintptr) error { return p.sys.ioctl(fd, unix.TIOCOUTQ, unsafe.Pointer(&count)) }) != nil {
+		return 0
+	}
+	return int(count)
 }
 
 // drain waits for the last byte to be sent. A signal of Go's runtime may end the call early.
@@ -212,11 +258,11 @@ func (p *serialPort) Configure(s Settings) error {
 	if s == p.settings {
 		return nil
 	}
-	p.settings = Settings{}
 	err := p.withMode("configuring", func(m serial.Port) error {
-		if err := drain(m); err != nil {
+		if err := p.drain(m); err != nil {
 			return err
 		}
+		p.settings = Settings{} // until it is known that all of it is set
 		if err := m.SetMode(modeOf(s)); err != nil {
 			return modeError(s, err)
 		}

@@ -112,8 +112,15 @@ func (s *stream) deadline(err error) error {
 
 func (s *stream) Gone() <-chan struct{} { return s.gone }
 
-// lost notes that the port is gone.
-func (s *stream) lost() { s.lose.Do(func() { close(s.gone) }) }
+// lost notes that the port is gone, and lets the watching goroutine know.
+func (s *stream) lost() {
+	s.lose.Do(func() {
+		close(s.gone)
+		if s.watch != nil { // nil while the port is being opened
+			s.watch.close()
+		}
+	})
+}
 
 func (s *stream) isGone() bool {
 	select {
@@ -163,21 +170,23 @@ func (s *stream) control(do func(fd uintptr) error) error {
 	return result
 }
 
-// follow watches the port in a goroutine until it is gone, then does lost; stopWatch ends it.
-// missing is asked now and then whether the device is still there.
-func (s *stream) follow(w *watch, missing func(event) bool, lost func()) {
-	s.watch = w
+// follow watches the port in a goroutine until it is gone, then does release; stopWatch ends it.
+// missing tells whether an event means that the port is gone.
+func (s *stream) follow(missing func(event) bool, release func()) {
 	go func() {
 		defer close(s.done)
 		for {
-			e, err := w.next(w.interval())
-			if errors.Is(err, os.ErrClosed) {
-				return
+			e, err := s.watch.next(s.watch.interval())
+			if err == nil && !e.hangup && !missing(e) {
+				continue
 			}
-			if e.hangup || missing(e) {
-				lost()
-				return
+			if err == nil {
+				s.lost()
 			}
+			if s.isGone() {
+				release()
+			}
+			return
 		}
 	}()
 }

@@ -69,10 +69,10 @@ func (sys system) newTCP(a address, conn *net.TCPConn, o Options) (Port, error) 
 		w.close()
 		return nil, fmt.Errorf("watching: %w", err)
 	}
-	p := &tcpPort{stream: s}
+	s.watch = w
 	// What the server said last may still be read, so the connection is left open.
-	p.follow(w, func(event) bool { return false }, p.lost)
-	return p, nil
+	s.follow(func(event) bool { return false }, func() {})
+	return &tcpPort{stream: s}, nil
 }
 
 func (p *tcpPort) Configure(Settings) error { return nil }

@@ -11,8 +11,9 @@ import (
 )
 
 // slowScan is how often a watch looks for itself while the kernel tells it of devices: inside a
-// container it may believe so in vain.
-const slowScan = 2 * time.Second
+// container it may believe so in vain. With half a second until the return is seen, a line resumes
+// within 2 s whatever was missed.
+const slowScan = time.Second
 
 // watch waits, without a thread, for the hangup of a port, for an event of the kernel, or for the
 // time to look. It is an epoll set that Go's poller waits for.
@@ -53,7 +54,9 @@ func (sys system) newWatch() (*watch, error) {
 	return w, nil
 }
 
-// add puts a descriptor into the set; closing it takes it out again. A hangup is always told.
+// add puts a descriptor into the set; closing it takes it out again. With no events only a hangup is
+// told, and of a tty not every one: unplugging wakes those who wait to read or write, so the event
+// of the kernel and the look must find it. To wait for these, too, would wake us at every byte.
 func (w *watch) add(fd int, events uint32) error {
 	var result error
 	err := w.raw.Control(func(epoll uintptr) {

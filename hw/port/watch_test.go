@@ -32,12 +32,6 @@ func TestGoneWhileNobodyReads(t *testing.T) {
 			a.m.tell(uevent("remove", a.tty, a.rdev))
 		}},
 		"scan": {func(t *testing.T) *machine { m := newMachine(t).deaf(); m.sys.scan = 10 * time.Millisecond; return m }, (*adapter).forget},
-		"lost": {func(t *testing.T) *machine { m := newMachine(t); m.sys.scan = time.Hour; return m }, func(a *adapter) {
-			a.forget()
-			for range 200 { // too many to read one by one: then it looks for itself
-				a.m.tell("add@/devices/x\x00")
-			}
-		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := c.make(t)
@@ -74,6 +68,82 @@ func TestGoneWhileNobodyReads(t *testing.T) {
 				t.Errorf("%d descriptors; before Open %d, of which %d the line", after, before, 1-far)
 			}
 		})
+	}
+}
+
+// Unplugging a real adapter wakes only those who wait to read or write, other than the end of a
+// pseudo terminal does. Then the next look finds the hangup.
+func TestHangupIsFoundByTheScan(t *testing.T) {
+	m := newMachine(t).deaf()
+	m.sys.scan = 10 * time.Millisecond
+	a := m.plug("ttyUSB3")
+	p := m.open(byID, Options{}).(*serialPort)
+	err := p.control(func(fd uintptr) error {
+		return p.watch.raw.Control(func(epoll uintptr) {
+			if err := unix.EpollCtl(int(epoll), unix.EPOLL_CTL_DEL, int(fd), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.far.Close()
+	within(t, "Gone", p.Gone())
+}
+
+// More messages than are worth reading one by one, and a socket that breaks: the watch looks for
+// itself, and does not wait for the slow scan any more.
+func TestWatchWithoutEvents(t *testing.T) {
+	m := newMachine(t)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	m.sys.uevents = func() (int, error) { return pair[1], nil }
+	for range 70 {
+		if err := unix.Sendto(pair[0], []byte("add@/devices/x\x00"), 0, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := m.sys.newWatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.close()
+	if e, err := w.next(time.Hour); err != nil || !e.scan {
+		t.Errorf("a flood: %+v, %v; want to look", e, err)
+	}
+	if err := unix.Sendto(pair[0], []byte(uevent("add", "ttyUSB0", 7)), 0, nil); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := w.next(time.Hour); err != nil || e != (event{action: "add", rdev: 7}) {
+		t.Errorf("after the flood: %+v, %v; want the event", e, err)
+	}
+
+	pipe := make([]int, 2)
+	if err := unix.Pipe2(pipe, unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[1])
+	if _, err := unix.Write(pipe[1], []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	m.sys.uevents = func() (int, error) { return pipe[0], nil }
+	broken, err := m.sys.newWatch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broken.close()
+	if d := broken.interval(); d != slowScan {
+		t.Errorf("with events a look every %s; want %s", d, slowScan)
+	}
+	if e, err := broken.next(time.Hour); err != nil || !e.scan {
+		t.Errorf("a broken socket: %+v, %v; want to look", e, err)
+	}
+	if d := broken.interval(); d != m.sys.scan {
+		t.Errorf("without events a look every %s; want %s", d, m.sys.scan)
 	}
 }
 
