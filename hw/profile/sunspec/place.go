@@ -30,7 +30,7 @@ var types = map[string]typeInfo{
 	"enum16": {"uint16", 1, "FFFF"}, "enum32": {"uint32", 2, "FFFFFFFF"},
 	"bitfield16": {"uint16", 1, "FFFF"}, "bitfield32": {"uint32", 2, "FFFFFFFF"},
 	"float32": {"float32", 2, ""}, "count": {"uint16", 1, "FFFF"},
-	"ipaddr": {"uint32", 2, "0"}, "ipv6addr": {"", 8, ""}, "eui48": {"uint64", 4, "FFFFFFFFFFFFFFFF"},
+	"ipaddr": {"uint32", 2, "0"}, "ipv6addr": {"", 8, ""}, "eui48": {"uint64", 4, "FFFFFFFFFFFF"},
 	"pad": {"", 1, ""}, "sunssf": {"int16", 1, "8000"},
 }
 

@@ -65,7 +65,7 @@ type Model struct {
 // a modbus.Exception or the marker is looked for; any other ends the search and is returned.
 //
 // Points that the unit says it does not have are left out, for good: ask again after the unit was
-// changed. ErrNone says that it is no SunSpec unit.
+// changed. ErrNone says that it is no SunSpec unit: it answered, and the marker is at none of the places.
 func Discover(read func(at uint16, n int) ([]byte, error)) (Device, error) {
 	s := &scan{ask: read, used: make(map[string]bool)}
 	if err := s.find(); err != nil {
@@ -103,9 +103,11 @@ func (s *scan) read(at uint16, n int) ([]byte, error) {
 	return all, nil
 }
 
-// find looks for the marker.
+// find looks for the marker. Some units are silent about registers that they do not have: only when
+// no place answered is silence more than that.
 func (s *scan) find() error {
 	var problems []error
+	certain := true
 	for _, base := range bases {
 		got, err := s.read(base, len(marker)/2)
 		switch {
@@ -116,10 +118,16 @@ func (s *scan) find() error {
 			return err
 		case err == nil:
 			err = fmt.Errorf("holding register %d holds % x", base, got)
+		case !refused(err):
+			certain = false
 		}
 		problems = append(problems, err)
 	}
-	return fmt.Errorf("%w: %w", ErrNone, errors.Join(problems...))
+	err := errors.Join(problems...)
+	if certain {
+		err = fmt.Errorf("%w: %w", ErrNone, err)
+	}
+	return fmt.Errorf("looking for SunSpec models: %w", err)
 }
 
 // walk follows the chain of models. Addresses only rise, so that it ends.
