@@ -150,11 +150,6 @@ func (h *Header) String() string {
 	return fmt.Sprintf("%08X-%s-%02X-%02X", h.ID, h.Letters(), h.Version, h.Medium)
 }
 
-// identity is what tells one unit's telegrams from another's.
-func (h *Header) identity() (id uint32, rest uint32) {
-	return h.ID, uint32(h.Manufacturer)<<16 | uint32(h.Version)<<8 | uint32(h.Medium)
-}
-
 // MediumName returns what a medium, or device type, means (EN 13757-7, table 13); "" where it is not known.
 func MediumName(m byte) string {
 	if int(m) < len(mediumNames) {

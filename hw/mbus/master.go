@@ -59,6 +59,10 @@ const (
 	// repeatWindow is how long after a lost answer the unit is asked to repeat it. Later the repeated
 	// telegram would be an old one.
 	repeatWindow = 2 * time.Second
+	// writeOff is how long after its request an answer may come.
+	writeOff = 10 * time.Second
+	// maxOwed is how many late answers are waited for.
+	maxOwed = 3
 )
 
 // Master asks the units of one line. It is owned by one goroutine, starts none, and allocates nothing
@@ -84,6 +88,7 @@ type Master struct {
 	heard  []byte // since the request, for whoever wants to see what came instead of an answer
 	fault  error
 
+	held      []byte // an answer, while another may come
 	store     []byte // the telegrams of one read-out, back to back
 	ends      []int
 	telegrams [][]byte
@@ -96,6 +101,8 @@ type unit struct {
 	deaf   bool // it acknowledged no reset
 	lost   bool // the answer to the last request; fcb still asks for it
 	lostAt time.Time
+	last   []byte
+	owed   int // requests without an answer: what comes may answer them
 }
 
 // NewMaster is the master of the line behind p.
@@ -223,41 +230,64 @@ func (m *Master) kept() [][]byte {
 	return m.telegrams
 }
 
-// previous is the last telegram of this read-out, which a unit repeats when it missed the toggled bit.
-func (m *Master) previous() []byte {
-	switch n := len(m.ends); n {
-	case 0:
-		return nil
-	case 1:
-		return m.store[:m.ends[0]]
-	default:
-		return m.store[m.ends[n-2]:m.ends[n-1]]
-	}
-}
-
 // request asks for one telegram. The frame count bit changes only when it has come.
 func (m *Master) request(ctx context.Context, a Address, u *unit) ([]byte, error) {
 	c := ReqUD2
 	if u.fcb {
 		c |= fcb
 	}
-	w := wanted{a: a, to: a.primary, previous: m.previous()}
+	w := wanted{a: a, to: a.primary}
+	if len(m.ends) > 0 { // a unit that missed the toggled bit repeats its telegram
+		w.previous = u.last
+	}
 	if a.secondary {
 		w.to = networkAddress
 	}
 	m.tx = AppendShort(m.tx[:0], c, w.to)
+	if m.now().Sub(u.lostAt) > writeOff {
+		u.owed = 0
+	}
 	frame, err := m.exchange(ctx, &w)
 	if err == nil {
+		if u.owed == 0 && bytes.Equal(frame, u.last) { // a duplicate, or a unit that does not count its answers
+			u.owed = 1
+		}
+		frame, err = m.newest(ctx, u, &w, frame)
+	}
+	switch {
+	case err == nil:
 		u.fcb = !u.fcb
+		u.last = append(u.last[:0], frame...)
+	case heard(err):
+		u.owed, u.lostAt = min(u.owed+1, maxOwed), m.now()
 	}
 	return frame, err
+}
+
+// newest returns frame, or where the unit still owes answers, the last that comes: nothing in a telegram
+// says which request it answers, but a unit answers in order.
+func (m *Master) newest(ctx context.Context, u *unit, w *wanted, frame []byte) ([]byte, error) {
+	for ; u.owed > 0; u.owed-- {
+		m.held = append(m.held[:0], frame...)
+		later, err := m.receive(ctx, w)
+		if err != nil {
+			return nil, err
+		}
+		if frame = m.held; later == nil {
+			u.owed = 0
+			break
+		}
+		m.stats.Late++
+		frame = later
+	}
+	return frame, nil
 }
 
 // Reset resets the link of the unit with primary address a (SND_NKE). It is how one asks whether a unit
 // is there.
 func (m *Master) Reset(ctx context.Context, a byte) error {
 	u := m.unit(Primary(a))
-	*u = unit{fcb: true}
+	*u = unit{fcb: true, last: u.last, owed: u.owed, lostAt: u.lostAt}
 	if err := m.reset(ctx, a); err != nil {
 		return fmt.Errorf("resetting unit %d: %w", a, err)
 	}
@@ -315,7 +345,7 @@ func (m *Master) ApplicationReset(ctx context.Context, a Address, sub ...byte) (
 		}
 	}
 	if err == nil {
-		*u = unit{}
+		*u = unit{last: u.last, owed: u.owed, lostAt: u.lostAt}
 		if m.tx, err = AppendLong(m.tx[:0], SndUD, to, ciReset, sub); err == nil {
 			_, err = m.exchange(ctx, &wanted{ack: true})
 		}
@@ -340,7 +370,7 @@ func (m *Master) judge(w *wanted, raw []byte) (fault error, accepted bool) {
 	f := parse(raw)
 	switch {
 	case f.Kind == Ack:
-		if w.ack && m.fault == ErrTimeout {
+		if w.ack && (m.fault == ErrTimeout || m.fault == ErrMismatch) {
 			return nil, true
 		}
 		if w.ack { // among noise, one byte says nothing
