@@ -16,8 +16,8 @@ import (
 
 // Decoder makes readings of telegrams. Package obis has the names of their points; what it does
 // not know keeps its code as the name: "0-0:96.50.68". Values behind the first of one code have
-// a number behind the name, as in "peak_history_2", and times have "_time": the M-Bus value
-// 0-1:24.2.1(170102161005W)(00000.107*m3) gives mbus1_value and mbus1_time.
+// a number behind the name, as in "LGZ.x_2", and the time at which it was captured has "_time": the
+// value 0-1:24.2.1(170102161005W)(00000.107*m3) gives mbus1_value and mbus1_value_time.
 //
 // The power failure log gives power_failure_log (how many), power_failure_log_1_time (the end
 // of the failure), power_failure_log_1_duration and so on; the Belgian history of peaks gives

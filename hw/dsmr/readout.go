@@ -88,7 +88,8 @@ const (
 	breath       = 250 * time.Millisecond // between two looks at the context
 	wakeLength   = 2200 * time.Millisecond
 	wakePause    = 1600 * time.Millisecond
-	maxReadout   = 64 << 10 // bytes of data; some industrial meters append their load profile
+	maxHush      = 30 * time.Second
+	maxReadout   = 32 << 10 // bytes of data; some industrial meters append their load profile
 	maxIdent     = 64
 	maxBeforeSTX = 256
 )
@@ -103,7 +104,7 @@ const (
 // readings of its data to dst. name is its identification, as Decode gives it.
 //
 // It takes a second for a meter with a line of data and minutes for one that stays at 300 baud.
-// Every wait in it is bounded: 2 s for a character, and for all the time that 64 KiB take.
+// Every wait in it is bounded: 2 s for a character, and for all the time that 32 KiB take.
 func (r *Readout) Read(ctx context.Context, address string, dst []point.Reading) (name string, readings []point.Reading, err error) {
 	if !validAddress(address) {
 		return "", dst, fmt.Errorf("reading out meter %q: %w", address, ErrAddress)
@@ -189,7 +190,7 @@ func (r *Readout) hush(ctx context.Context, dirty bool) error {
 	if dirty {
 		quiet = reaction
 	}
-	for end := time.Now().Add(r.transmission(maxReadout)); time.Now().Before(end); {
+	for end := time.Now().Add(maxHush); time.Now().Before(end); {
 		r.buf = r.buf[:0]
 		err := r.more(ctx, time.Now().Add(quiet))
 		if errors.Is(err, ErrTimeout) {
