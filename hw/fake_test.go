@@ -3,7 +3,6 @@ package hw
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -53,15 +52,19 @@ func newBus(addresses ...byte) *fakeBus {
 	return b
 }
 
-func (b *fakeBus) open(context.Context, *Line) (master, io.Closer, error) {
+func (b *fakeBus) open(_ context.Context, l *Line) (attached, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.gone != nil {
-		return nil, nil, b.gone
+		return attached{}, b.gone
 	}
 	b.opened++
-	return b, b, nil
+	l.driver = &registers{master: b, line: l}
+	return attached{Closer: b, work: l.poll}, nil
 }
+
+func (b *fakeBus) Response(byte) time.Duration { return 0 }
+func (b *fakeBus) SetTiming(modbus.Timing)     {}
 
 func (b *fakeBus) Stats() modbus.Stats { return modbus.Stats{Requests: 1} }
 
@@ -190,8 +193,8 @@ func of(polls []Poll, unit string) []Poll {
 	return mine
 }
 
-// text is the readings of a poll on one line.
-func text(p Poll) string {
+// describe is the readings of a poll on one line.
+func describe(p Poll) string {
 	s := ""
 	for i, r := range p.Readings {
 		if i > 0 {
@@ -243,6 +246,7 @@ func build(t testing.TB, c LineConfig, bus *fakeBus) *bench {
 		t.Fatal(err)
 	}
 	line.open = bus.open
+	line.await = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
 	b.Line = line
 	return b
 }

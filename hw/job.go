@@ -63,6 +63,9 @@ const (
 // and returns their bytes as they came over the wire. It waits for Run to open the port; while
 // the line is down it returns ErrDown with the cause.
 func (l *Line) Read(ctx context.Context, q Query) ([]byte, error) {
+	if err := l.asks(); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", q.At, err)
+	}
 	u, address, err := l.lookup(q.Unit)
 	if err != nil {
 		return nil, err
@@ -85,67 +88,129 @@ func (l *Line) Read(ctx context.Context, q Query) ([]byte, error) {
 	return raw, nil
 }
 
+// asks says why single values cannot be asked for; nil where they can.
+func (l *Line) asks() error {
+	if l.protocol.registers && l.role == Master {
+		return nil
+	}
+	err := fmt.Errorf("line %s (%s) %s: %w", l.config.Name, l.protocol.name, l.role.describe(), errors.ErrUnsupported)
+	return hint.With(err, "single values can be read and written on Modbus lines that ask")
+}
+
 // Write sets a configured point to v, before the polls, and reads it back. v is what point.Of
-// takes; text is read as point.Parse does, unless the point is text. Refused before anything
-// is sent: points without the key write, values outside its bounds or the type's. Without an
-// error the unit has acknowledged the write; Written tells what it holds now. After a timeout
-// nobody knows whether the unit has executed the write.
-func (l *Line) Write(ctx context.Context, unit, point string, v any) (Written, error) {
-	u, p, err := l.lookupPoint(unit, point)
+// takes; text is read as point.Codec.Parse does. Refused before anything is sent: points without
+// the key write, values outside its bounds or the type's. Without an error the unit has
+// acknowledged the write; Written tells what it holds now. After a timeout nobody knows whether
+// the unit has executed the write.
+//
+// On a line that answers a master it sets what the master reads.
+func (l *Line) Write(ctx context.Context, unit, name string, v any) (Written, error) {
+	if l.role != UnitRole {
+		if err := l.asks(); err != nil {
+			return Written{}, fmt.Errorf("writing %s of unit %s: %w", name, unit, err)
+		}
+	}
+	u, p, err := l.lookupPoint(unit, name)
 	if err != nil {
 		return Written{}, err
 	}
-	w := Written{Line: l.config.Name, Unit: unit, Point: point}
-	var words []uint16
-	if w.Value, words, err = p.toWrite(v); err != nil {
-		return Written{}, fmt.Errorf("writing %s of unit %s: %w", point, unit, err)
-	}
-	err = l.submit(ctx, func(ctx context.Context) error {
-		if err := l.store(ctx, u, p, words); err != nil {
-			return err
-		}
-		return l.readBack(ctx, u, p, words, &w)
-	})
+	w, err := l.write(ctx, u, p, v)
 	if err != nil {
-		return Written{}, fmt.Errorf("writing %s of unit %s: %w", point, unit, err)
+		return Written{}, fmt.Errorf("writing %s of unit %s: %w", name, unit, err)
 	}
 	return w, nil
 }
 
-// toWrite checks v against the bounds of the point and turns it into registers.
-func (p *pointState) toWrite(v any) (point.Value, []uint16, error) {
+func (l *Line) write(ctx context.Context, u *unit, p *pointState, v any) (w Written, err error) {
+	w = Written{Line: l.config.Name, Unit: u.name, Point: p.name}
+	if w.Value, err = p.toWrite(v); err != nil {
+		return w, err
+	}
+	if l.role == UnitRole {
+		return l.setImage(u, p, w.Value)
+	}
+	var words []uint16
+	if p.exponent == nil { // what does not fit is refused before it waits for the line
+		if words, err = p.codec.Encode(w.Value); err != nil {
+			return w, err
+		}
+	}
+	err = l.submit(ctx, func(ctx context.Context) error {
+		words, err = p.encode(w.Value, func() (point.Value, error) { return l.exponentOf(ctx, u, p) })
+		if err == nil {
+			err = l.store(ctx, u, p, words)
+		}
+		if err == nil {
+			err = l.readBack(ctx, u, p, words, &w)
+		}
+		return err
+	})
+	return w, err
+}
+
+// exponentOf reads the power of ten of the point now, since the one of the last poll may be old.
+func (l *Line) exponentOf(ctx context.Context, u *unit, p *pointState) (point.Value, error) {
+	raw, err := l.transact(ctx, u, u.address, p.exponent.at, 1)
+	if err != nil {
+		return noValue, fmt.Errorf("reading the scale factor: %w", err)
+	}
+	p.exponent.settle(p.exponent.codec.Decode(raw))
+	return p.exponent.value, nil
+}
+
+// encode turns a value into registers; exponent is asked for the power of ten, where there is one.
+func (p *pointState) encode(v point.Value, exponent func() (point.Value, error)) ([]uint16, error) {
+	if p.exponent == nil {
+		return p.codec.Encode(v)
+	}
+	e, err := exponent()
+	if err != nil {
+		return nil, err
+	}
+	power, ok := e.Int64()
+	if !ok {
+		return nil, fmt.Errorf("the scale factor: %w", point.ErrKind)
+	}
+	return p.codec.EncodeScaled(v, int16(power))
+}
+
+// toWrite checks v against the bounds of the point.
+func (p *pointState) toWrite(v any) (point.Value, error) {
 	if p.write == nil {
-		return noValue, nil, hint.With(ErrReadOnly, "to allow it, add to the point: write = { min = …, max = … }")
+		return noValue, hint.With(ErrReadOnly, "to allow it, add to the point: write = { min = …, max = … }")
 	}
 	var value point.Value
 	var err error
 	if text, ok := v.(string); ok {
-		value, err = point.Parse(text, p.codec.Type())
+		value, err = p.codec.Parse(text)
 	} else {
 		value, err = point.Of(v)
 	}
 	if err != nil {
-		return noValue, nil, err
+		return noValue, err
 	}
-	f, _ := value.Float64()
+	f, number := value.Float64()
 	switch low, high := p.write.Min, p.write.Max; {
-	case low != nil && f < *low:
-		return noValue, nil, fmt.Errorf("%w: %s is below write.min, %v", point.ErrRange, value, *low)
-	case high != nil && f > *high:
-		return noValue, nil, fmt.Errorf("%w: %s is above write.max, %v", point.ErrRange, value, *high)
+	case number && low != nil && f < *low:
+		return noValue, fmt.Errorf("%w: %s is below write.min, %v", point.ErrRange, value, *low)
+	case number && high != nil && f > *high:
+		return noValue, fmt.Errorf("%w: %s is above write.max, %v", point.ErrRange, value, *high)
 	}
-	words, err := p.codec.Encode(value)
-	return value, words, err
+	return value, nil
 }
 
 // store is the transaction of a write.
 func (l *Line) store(ctx context.Context, u *unit, p *pointState, words []uint16) error {
-	l.master.SetTimeout(u.timeout)
+	d := l.driver.(*registers)
 	start := time.Now()
-	err := l.master.Write(ctx, u.address, p.at, p.codec.Mask(), words)
+	err := d.address(u)
+	if err == nil {
+		err = d.Write(ctx, u.address, p.at, p.codec.Mask(), words)
+	}
 	how, _, fault := judge(err)
 	l.account(ctx, u, start, how, fault, err)
 	switch {
+	case u.broadcast && how == answered: // nobody was heard
 	case how == answered || how == refused:
 		l.heard(ctx, u)
 	case how == broken:
@@ -158,12 +223,16 @@ func (l *Line) store(ctx context.Context, u *unit, p *pointState, words []uint16
 
 // readBack asks the unit what it holds after a write. Only the port's errors are errors.
 func (l *Line) readBack(ctx context.Context, u *unit, p *pointState, words []uint16, w *Written) error {
+	if u.broadcast {
+		w.Problem = "nobody answers to a broadcast; read the units one by one"
+		return nil
+	}
 	raw, err := l.transact(ctx, u, u.address, p.at, p.codec.Type().Registers())
 	if errors.Is(err, errPort) {
 		return err
 	}
 	if err == nil {
-		w.Read, err = p.codec.Decode(raw)
+		w.Read, err = p.valueOf(raw)
 	}
 	if err != nil {
 		w.Problem = "reading back: " + err.Error()
@@ -176,22 +245,29 @@ func (l *Line) readBack(ctx context.Context, u *unit, p *pointState, words []uin
 	if p.at.Table.Bits() {
 		asked[0] = asked[1]
 	}
-	expected, err := p.codec.Decode(asked)
+	expected, err := p.valueOf(asked)
 	if w.Verified = err == nil && expected == w.Read; !w.Verified {
 		w.Problem = "the unit holds another value than was written"
 	}
 	return nil
 }
 
+// valueOf decodes registers with the power of ten that was read last.
+func (p *pointState) valueOf(raw []byte) (point.Value, error) {
+	if p.exponent == nil {
+		return p.codec.Decode(raw)
+	}
+	power, ok := p.exponent.value.Int64()
+	if !ok {
+		return noValue, point.ErrKind
+	}
+	return p.codec.DecodeScaled(raw, int16(power))
+}
+
 // transact is one read that belongs to no poll; u is nil for an address without a unit.
 func (l *Line) transact(ctx context.Context, u *unit, address byte, at modbus.Address, n int) ([]byte, error) {
-	timeout := defaultTimeout
-	if u != nil {
-		timeout = u.timeout
-	}
-	l.master.SetTimeout(timeout)
 	start := time.Now()
-	raw, err := l.fetch(ctx, address, at, uint16(n))
+	raw, err := l.driver.(*registers).read(ctx, u, address, at, uint16(n))
 	how, _, fault := judge(err)
 	l.account(ctx, u, start, how, fault, err)
 	if u != nil && (how == answered || how == refused) {
@@ -207,6 +283,8 @@ func (l *Line) transact(ctx context.Context, u *unit, address byte, at modbus.Ad
 var errPort = errors.New("using the port")
 
 func (l *Line) lookup(unit string) (*unit, byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var names []string
 	for _, u := range l.units {
 		if u.name == unit {
@@ -232,6 +310,8 @@ func (l *Line) lookupPoint(unit, name string) (*unit, *pointState, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var names []string
 	if u != nil {
 		for _, p := range u.points {

@@ -10,37 +10,40 @@ import (
 	"time"
 
 	"ferrule/hw/modbus"
+	"ferrule/hw/point"
 	"ferrule/hw/port"
 )
 
-// A port that cannot be opened is tried again after 100 ms, 200 ms and so on up to 2 s.
+// A port that cannot be opened is tried again after 100 ms, 200 ms and so on up to 1 s, and at
+// once when its device appears.
 const (
 	firstReopen = 100 * time.Millisecond
-	lastReopen  = 2 * time.Second
+	lastReopen  = time.Second
 )
 
 // Line is one serial line. Build it with New; Run makes it work.
 type Line struct {
 	config   LineConfig
+	protocol protocol
+	role     Role
 	settings port.Settings
-	timing   modbus.Timing
 	plan     Plan
+	plain    point.Codec // leaves a reading as it is
 	sink     Sink
 	log      *slog.Logger
-	open     func(context.Context, *Line) (master, io.Closer, error)
+	open     func(context.Context, *Line) (attached, error)
+	await    func(ctx context.Context, name string) error
 	jobs     chan *job
 
 	// The goroutine of Run alone uses these.
-	master   master
+	driver   driver
 	schedule schedule
 	due      []*request // of the poll under way
 	readings []Reading
-	answer   [2 * modbus.MaxReadRegisters]byte
-	worked   bool   // the port carried a transaction since it was opened
+	worked   bool   // the port carried something since it was opened
 	logged   string // the trouble with the port that was logged last
 
-	sinkFails  bool         // the sink refused the last poll
-	wireBefore modbus.Stats // Line.wire when the port was opened
+	sinkFails bool // the sink refused the last poll
 
 	mu      sync.Mutex
 	state   State
@@ -52,42 +55,77 @@ type Line struct {
 	missed  uint64
 	errors  faults
 	latency latency
-	wire    modbus.Stats // since Line was made
-	units   []*unit      // the names and addresses are constant; the state changes under mu
+	wire    wire    // what was seen since the port was opened
+	wrong   wrong   // the last frame that no unit can be named for
+	units   []*unit // their state changes under mu, and so does what a line finds by itself
+}
+
+// attached is an open port, and what the line does with it.
+type attached struct {
+	io.Closer
+	gone <-chan struct{} // closed when the device is gone; nil: that is only seen in use
+	// work ends when the port is gone or ctx ends, and returns the error.
+	work func(ctx context.Context) error
 }
 
 // New checks the configuration and returns its line; it opens nothing and starts nothing.
 // With a nil sink the line polls nothing and is there for Read and Write only.
 func New(c LineConfig, sink Sink, log *slog.Logger) (*Line, error) {
-	settings, units, err := c.compile()
-	if err != nil {
+	l := &Line{
+		config: c,
+		sink:   sink,
+		log:    log.With(slog.String("line", c.Name)),
+		open:   openPort,
+		await:  port.Await,
+		jobs:   make(chan *job, maxJobs),
+		state:  StateStopped,
+		since:  time.Now(),
+	}
+	if err := l.compile(); err != nil {
 		return nil, err
 	}
-	l := &Line{
-		config:   c,
-		settings: settings,
-		timing:   modbus.TimingOf(settings.Baud, settings.BitsPerChar()),
-		sink:     sink,
-		log:      log.With(slog.String("line", c.Name)),
-		open:     openRTU,
-		jobs:     make(chan *job, maxJobs),
-		state:    StateStopped,
-		since:    time.Now(),
-		units:    units,
-	}
-	l.plan = makePlan(c.Name, orDefault(c.Settings, defaultSettings), units, l.timing)
-	for _, u := range units {
-		if sink != nil && len(u.points) > 0 {
+	l.plan = l.makePlan()
+	for _, u := range l.units {
+		if sink != nil && len(u.classes) > 0 {
 			l.schedule.units = append(l.schedule.units, u)
 		}
 	}
 	return l, nil
 }
 
+// openPort opens the port of l for what the line is.
+func openPort(ctx context.Context, l *Line) (attached, error) {
+	p, err := port.Open(ctx, l.config.Port, port.Options{Settings: l.settings, RS485: l.config.RS485.options(), Log: l.log})
+	if err != nil {
+		return attached{}, err
+	}
+	a := attached{Closer: p, gone: p.Gone()}
+	switch {
+	case l.role == Master && l.protocol.open != nil:
+		l.driver = l.protocol.open(l, p)
+		a.work = l.poll
+	case l.role == UnitRole:
+		a.work = l.serve(p)
+	case l.protocol.registers:
+		a.work = l.overhear(p)
+	default:
+		a.work = l.hear(p)
+	}
+	return a, nil
+}
+
+// timing is how long characters and silences last. Behind a network there is no telling.
+func (l *Line) timing(s port.Settings) modbus.Timing {
+	if port.IsNetwork(l.config.Port) {
+		return modbus.Timing{}
+	}
+	return modbus.TimingOf(s.Baud, s.BitsPerChar())
+}
+
 // Name returns the name of the line.
 func (l *Line) Name() string { return l.config.Name }
 
-// Run opens the port and polls until ctx ends, whose error it returns. While the port is gone
+// Run opens the port and works until ctx ends, whose error it returns. While the port is gone
 // it is opened again and again, with back-off. The goroutine that calls Run owns the port.
 // Run may be called again after it returned, but not twice at once.
 func (l *Line) Run(ctx context.Context) error {
@@ -95,37 +133,73 @@ func (l *Line) Run(ctx context.Context) error {
 		return fmt.Errorf("running line %s: it runs already", l.config.Name)
 	}
 	defer l.end()
-	var pause time.Duration
+	var wait time.Duration
 	for {
 		err := l.serveOnce(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if l.worked {
-			pause = 0
+			wait = 0
 		}
-		pause = min(max(2*pause, firstReopen), lastReopen)
+		wait = min(max(2*wait, firstReopen), lastReopen)
 		l.goneDown(ctx, err)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(pause):
+		if err := l.pauseUntilBack(ctx, wait); err != nil {
+			return err
 		}
 	}
+}
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(max(d, 0))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// pauseUntilBack waits, but no longer than it takes the device to come back.
+func (l *Line) pauseUntilBack(ctx context.Context, wait time.Duration) error {
+	if err := pause(ctx, firstReopen); err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, wait-firstReopen)
+	defer cancel()
+	if err := l.await(waiting, l.config.Port); err != nil {
+		<-waiting.Done() // where nobody can tell, wait
+	}
+	return ctx.Err()
 }
 
 // serveOnce opens the port and works on it until it is gone or ctx ends.
 func (l *Line) serveOnce(ctx context.Context) error {
 	l.worked = false
-	m, closer, err := l.open(ctx, l)
+	a, err := l.open(ctx, l)
 	if err != nil {
 		return err
 	}
-	l.master = m
+	working, stop := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	watching.Go(func() { // ends with working
+		select {
+		case <-a.gone:
+			a.Close() // at once, or the kernel gives the device another number when it is back
+			stop(port.ErrGone)
+		case <-working.Done():
+		}
+	})
 	l.cameUp()
-	err = l.work(ctx)
-	l.master = nil
-	return errors.Join(err, closer.Close())
+	err = a.work(working)
+	if cause := context.Cause(working); cause != nil && ctx.Err() == nil {
+		err = cause
+	}
+	stop(nil)
+	watching.Wait()
+	return errors.Join(err, a.Close())
 }
 
 func (l *Line) begin() bool {
@@ -160,8 +234,11 @@ func (l *Line) cameUp() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.setState(StateUp, nil)
-	l.wireBefore = l.wire
-	l.schedule.restart(now)
+	l.wire = wire{}
+	l.schedule.base, l.schedule.rationed = now, now
+	for _, u := range l.units {
+		u.restart(now)
+	}
 }
 
 // carried notes that the port works. Only now is the trouble before over: a port that opens
@@ -195,46 +272,20 @@ func (l *Line) goneDown(ctx context.Context, err error) {
 // reportDown reports the points as bad that do not count as bad already, or whose max_silence
 // is over.
 func (l *Line) reportDown(ctx context.Context) {
+	if l.sink == nil {
+		return
+	}
 	now := time.Now()
-	for _, u := range l.schedule.units {
+	for _, u := range l.units {
 		u.round++
 		l.readings = l.readings[:0]
 		for _, p := range u.points {
-			p.round, p.value, p.bad = u.round, noValue, "line"
+			p.round = u.round
+			p.fail("line")
 			if !p.reported || p.lastBad != p.bad || p.overdue(now) {
 				l.readings = append(l.readings, p.report(now))
 			}
 		}
 		l.deliver(ctx, u, now)
 	}
-}
-
-// work takes turns until the port is gone or ctx ends. Jobs are done when nothing is due, and
-// before every transaction of a turn (Line.try).
-func (l *Line) work(ctx context.Context) error {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for ctx.Err() == nil {
-		now := time.Now()
-		if u := l.schedule.pick(now); u != nil {
-			if err := l.turn(ctx, u, now); err != nil {
-				return err
-			}
-			continue
-		}
-		if at, ok := l.schedule.wake(now); ok {
-			timer.Reset(at.Sub(now))
-		} else {
-			timer.Stop()
-		}
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case j := <-l.jobs:
-			if err := l.do(ctx, j); err != nil {
-				return err
-			}
-		}
-	}
-	return ctx.Err()
 }

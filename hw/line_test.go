@@ -36,7 +36,7 @@ func TestPollsOnSchedule(t *testing.T) {
 		), bus)
 		wait(20*time.Second + 900*time.Millisecond)
 		polls := of(b.polls.take(), "meter-a")
-		if first := text(polls[0]); first != "energy=7 voltage=230.1 power=230.1 door=true" {
+		if first := describe(polls[0]); first != "energy=7 voltage=230.1 power=230.1 door=true" {
 			t.Errorf("the first poll is %q", first)
 		}
 		if at := polls[0].Time.Sub(b.start); at > 50*time.Millisecond {
@@ -52,7 +52,7 @@ func TestPollsOnSchedule(t *testing.T) {
 					t.Errorf("polls %d and %d are %s apart", i, i+1, gap)
 				}
 			}
-			if strings.HasPrefix(text(p), "energy=7 voltage=230.1") {
+			if strings.HasPrefix(describe(p), "energy=7 voltage=230.1") {
 				energies++
 			}
 		}
@@ -181,14 +181,14 @@ func TestDeadUnitIsDegradedAndRecovers(t *testing.T) {
 		var pauses []string
 		tries := bus.seen()[before:]
 		for i := 4; i < len(tries); i++ {
-			pauses = append(pauses, (tries[i].at.Sub(tries[i-1].at) - defaultTimeout).String())
+			pauses = append(pauses, (tries[i].at.Sub(tries[i-1].at) - longestPatience).String())
 		}
 		if got := strings.Join(pauses, " "); got != "1s 2s 4s 8s 16s 32s 1m0s 1m0s" && got != "1s 2s 4s 8s 16s 32s 1m0s 1m0s 1m0s" {
 			t.Errorf("the pauses between probes are %s", got)
 		}
 		for _, p := range b.polls.take() {
-			if text(p) != "x=!timeout far=!timeout" {
-				t.Errorf("a poll without an answer says %q", text(p))
+			if describe(p) != "x=!timeout far=!timeout" {
+				t.Errorf("a poll without an answer says %q", describe(p))
 			}
 		}
 		if n := b.logs.of("unit degraded"); n != 1 {
@@ -196,7 +196,7 @@ func TestDeadUnitIsDegradedAndRecovers(t *testing.T) {
 		}
 		bus.set(func() { bus.units[1].dead = false })
 		wait(time.Minute + 2*time.Second)
-		if polls := b.polls.take(); len(polls) == 0 || text(polls[len(polls)-1]) != "x=0 far=0" {
+		if polls := b.polls.take(); len(polls) == 0 || describe(polls[len(polls)-1]) != "x=0 far=0" {
 			t.Errorf("the unit answers again, and the polls are %v", polls)
 		}
 		if s := b.Status().Units[0]; s.State != UnitOK || s.Backoff != 0 {
@@ -228,8 +228,8 @@ func TestMuteSpanHidesNoOther(t *testing.T) {
 				t.Errorf("%d polls in 10 s", len(polls))
 			}
 			for _, p := range polls {
-				if text(p) != want {
-					t.Errorf("got %q, want %q", text(p), want)
+				if describe(p) != want {
+					t.Errorf("got %q, want %q", describe(p), want)
 				}
 			}
 			if s := b.Status().Units[0].State; s != UnitOK {
@@ -252,14 +252,14 @@ func TestDamagedAnswersAreRetriedOnce(t *testing.T) {
 		b := run(t, lineOf(unitOf("a", 1, time.Second, profile.Point{Name: "x", At: "input:0"})), bus)
 		wait(10 * time.Second)
 		for _, p := range b.polls.take() {
-			if text(p) != "x=0" {
-				t.Errorf("got %q", text(p))
+			if describe(p) != "x=0" {
+				t.Errorf("got %q", describe(p))
 			}
 		}
 		bus.set(func() { bus.units[1].fault = func(modbus.Address, uint16) error { return modbus.ErrMismatch } })
 		wait(1500 * time.Millisecond)
 		polls := b.polls.take()
-		if len(polls) == 0 || text(polls[0]) != "x=!mismatch" {
+		if len(polls) == 0 || describe(polls[0]) != "x=!mismatch" {
 			t.Errorf("got %v", polls)
 		}
 		if s := b.Status(); s.Errors["crc"] < 9 || s.Errors["mismatch"] < 2 || s.Units[0].Errors["crc"] != s.Errors["crc"] {
@@ -288,8 +288,8 @@ func TestExceptionsByKind(t *testing.T) {
 		wait(5 * time.Minute)
 		want := "p10=0 p11=!exception-2 p12=0 p13=0 p40=!exception-6 p60=!exception-4"
 		for _, p := range b.polls.take() {
-			if text(p) != want {
-				t.Fatalf("got %q, want %q", text(p), want)
+			if describe(p) != want {
+				t.Fatalf("got %q, want %q", describe(p), want)
 			}
 		}
 		count := make(map[uint16]int)
@@ -306,7 +306,7 @@ func TestExceptionsByKind(t *testing.T) {
 		bus.set(func() { refuse = nil })
 		wait(6 * time.Minute)
 		polls := b.polls.take()
-		if last := text(polls[len(polls)-1]); strings.Contains(last, "!") {
+		if last := describe(polls[len(polls)-1]); strings.Contains(last, "!") {
 			t.Errorf("once nothing is refused, the poll is %q", last)
 		}
 		if s := b.Status().Units[0].State; s != UnitOK {
@@ -326,7 +326,7 @@ func TestDeadbandAndMaxSilence(t *testing.T) {
 			wait(time.Second)
 			var all []string
 			for _, p := range b.polls.take() {
-				all = append(all, text(p))
+				all = append(all, describe(p))
 			}
 			return strings.Join(all, "|")
 		}
@@ -381,7 +381,7 @@ func TestLineGoesAndComesBack(t *testing.T) {
 			t.Errorf("status: %+v", s)
 		}
 		polls := b.polls.take()
-		if len(polls) != 4 || text(polls[0]) != "x=!line y=!line" || text(polls[1]) != "y=!line" {
+		if len(polls) != 3 || describe(polls[0]) != "x=!line y=!line" || describe(polls[1]) != "y=!line" {
 			t.Errorf("in a minute without a port: %v", polls)
 		}
 		if n := b.logs.of("line down"); n != 1 {
@@ -395,7 +395,7 @@ func TestLineGoesAndComesBack(t *testing.T) {
 		}
 		bus.set(func() { bus.gone = nil })
 		wait(2100 * time.Millisecond)
-		if polls := b.polls.take(); len(polls) == 0 || text(polls[0]) != "x=0 y=0" {
+		if polls := b.polls.take(); len(polls) == 0 || describe(polls[0]) != "x=0 y=0" {
 			t.Errorf("two seconds after the port is back: %v", polls)
 		}
 		if s := b.Status(); s.State != StateUp || s.Problem != "" {
@@ -425,7 +425,7 @@ func TestSinkThatRefuses(t *testing.T) {
 		}
 		b.polls.refuseWith(nil)
 		wait(2 * time.Second)
-		if polls := b.polls.take(); len(polls) != 1 || text(polls[0]) != "x=0" {
+		if polls := b.polls.take(); len(polls) != 1 || describe(polls[0]) != "x=0" {
 			t.Errorf("a value that the sink refused is not reported anew: %v", polls)
 		}
 	})
@@ -438,7 +438,7 @@ func TestBadValues(t *testing.T) {
 		b := run(t, lineOf(unitOf("a", 1, time.Second, profile.Point{Name: "f", At: "holding:0", Type: "float32"},
 			profile.Point{Name: "d", At: "holding:2", Type: "bcd16"}, profile.Point{Name: "x", At: "holding:3"})), bus)
 		wait(100 * time.Millisecond)
-		if got := text(b.polls.take()[0]); got != "f=!nan d=!invalid x=5" {
+		if got := describe(b.polls.take()[0]); got != "f=!nan d=!invalid x=5" {
 			t.Errorf("got %q", got)
 		}
 		if n := b.Status().Errors["value"]; n != 2 {

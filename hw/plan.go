@@ -1,7 +1,6 @@
 package hw
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,63 +11,39 @@ import (
 	"ferrule/internal/quantity"
 )
 
-// merge plans the requests for those points that have the period every: neighbours and
-// overlapping points of one table share a request. This is the one place that decides what is
-// asked together; a hole between two points is never read. What one request may ask for:
-// Modbus Application Protocol V1.1b3, 6.1 to 6.4.
-func merge(points []*pointState, every time.Duration) []*request {
-	var of []*pointState
-	for _, p := range points {
-		if p.every == every {
-			of = append(of, p)
+// replan decides anew which points of a Modbus unit are read together, by what a request costs
+// on its line. Points that the unit refused are asked by themselves.
+func (u *unit) replan(t modbus.Timing) {
+	var points []*pointState
+	var spans []modbus.Span
+	for _, p := range slices.Concat(u.points, u.exponents) {
+		if !p.isolated {
+			points = append(points, p)
+			spans = append(spans, modbus.Span{At: p.at, Count: p.codec.Type().Registers(), Every: p.every})
 		}
 	}
-	slices.SortStableFunc(of, func(a, b *pointState) int {
-		return cmp.Or(cmp.Compare(a.at.Table, b.at.Table), cmp.Compare(a.at.Offset, b.at.Offset))
-	})
-	var requests []*request
-	for len(of) > 0 {
-		n := 1
-		for n < len(of) && adjoins(of[:n], of[n]) {
-			n++
+	cost := u.limits
+	cost.Timing, cost.Response = t, u.planned
+	for _, c := range u.classes {
+		c.requests = slices.DeleteFunc(c.requests, func(r *request) bool { return len(r.points) == 0 || !r.points[0].isolated })
+	}
+	for _, g := range modbus.Plan(spans, cost) {
+		r := &request{at: g.At, count: uint16(g.Count), every: g.Every, holes: g.Holes(spans)}
+		for _, i := range g.Members {
+			r.points = append(r.points, points[i])
 		}
-		requests = append(requests, newRequest(of[:n:n]))
-		of = of[n:]
+		c := u.class(g.Every)
+		c.requests = append(c.requests, r)
 	}
-	return requests
-}
-
-// adjoins reports whether next can be read together with the points before it.
-func adjoins(points []*pointState, next *pointState) bool {
-	first, end := points[0].at, endOf(points)
-	limit := modbus.MaxReadRegisters
-	if first.Table.Bits() {
-		limit = modbus.MaxReadBits
-	}
-	return next.at.Table == first.Table && int(next.at.Offset) <= end &&
-		max(end, endOf([]*pointState{next}))-int(first.Offset) <= limit
-}
-
-// endOf returns the address behind the last register or bit of the points.
-func endOf(points []*pointState) int {
-	end := 0
-	for _, p := range points {
-		end = max(end, int(p.at.Offset)+p.codec.Type().Registers())
-	}
-	return end
-}
-
-// newRequest makes the request that reads the points, which are sorted by address.
-func newRequest(points []*pointState) *request {
-	at := points[0].at
-	return &request{at: at, count: uint16(endOf(points) - int(at.Offset)), points: points}
+	u.classes = slices.DeleteFunc(u.classes, func(c *class) bool { return len(c.requests) == 0 })
 }
 
 // split replaces r in its class by two requests with half of its points each: the unit refused
 // an address, and it should cost one point, not its neighbours.
 func (u *unit) split(r *request) (a, b *request) {
-	half := len(r.points) / 2
-	a, b = newRequest(r.points[:half:half]), newRequest(r.points[half:])
+	points := slices.SortedStableFunc(slices.Values(r.points), func(a, b *pointState) int { return int(a.at.Offset) - int(b.at.Offset) })
+	half := len(points) / 2
+	a, b = newRequest(points[:half:half], r.every), newRequest(points[half:], r.every)
 	for _, c := range u.classes {
 		if i := slices.Index(c.requests, r); i >= 0 {
 			c.requests = slices.Replace(c.requests, i, i+1, a, b)
@@ -77,27 +52,42 @@ func (u *unit) split(r *request) (a, b *request) {
 	return a, b
 }
 
+// newRequest makes the request that reads the points, which are sorted by address.
+func newRequest(points []*pointState, every time.Duration) *request {
+	at, end := points[0].at, 0
+	for _, p := range points {
+		end = max(end, int(p.at.Offset)+p.codec.Type().Registers())
+	}
+	return &request{at: at, count: uint16(end - int(at.Offset)), every: every, points: points}
+}
+
 // Plan is what a line will ask of its units, and what that costs.
 type Plan struct {
 	Line     string    `json:"line"`
+	Protocol string    `json:"protocol"`
+	Role     Role      `json:"role"`
 	Settings string    `json:"settings"`
 	Requests []Request `json:"requests"`
 	// LoadPercent is the share of the line's time that the requests take, without the time
 	// that the units need to think, which is not known beforehand.
 	LoadPercent float64 `json:"load_percent"`
+	// Found names the units whose points are not configured but found when they speak.
+	Found []string `json:"found,omitempty"`
 }
 
 // Request is one transaction that is repeated.
 type Request struct {
 	Unit    string            `json:"unit"`
 	Address int               `json:"address"`
-	Table   string            `json:"table"`
+	Table   string            `json:"table,omitempty"`
 	From    int               `json:"from"`  // address of the first register or bit, from 0 on
 	Count   int               `json:"count"` // registers or bits
 	Points  []string          `json:"points"`
 	Every   quantity.Duration `json:"every"`
 	// Milliseconds on the wire: the bytes of request and answer and two gaps of t3.5.
 	Milliseconds float64 `json:"milliseconds"`
+	// Percent of the line's time.
+	Percent float64 `json:"percent"`
 }
 
 // Plan returns the plan of the configuration. It may ask more than the line can carry, which
@@ -108,31 +98,40 @@ func (l *Line) Plan() Plan { return l.plan }
 // but misses slots, evenly; ferrule check refuses it.
 func (p Plan) Overload() bool { return p.LoadPercent > 100 }
 
-func makePlan(line, settings string, units []*unit, t modbus.Timing) Plan {
-	plan := Plan{Line: line, Settings: settings, Requests: []Request{}}
-	for _, u := range units {
+// Tight reports whether the plan leaves less than a tenth of the line's time for thinking,
+// repetitions and writes; ferrule check warns of it.
+func (p Plan) Tight() bool { return p.LoadPercent > 90 }
+
+func (l *Line) makePlan() Plan {
+	plan := Plan{Line: l.config.Name, Protocol: l.protocol.name, Role: l.role, Settings: l.settings.String(), Requests: []Request{}}
+	for _, u := range l.units {
+		if u.discovers {
+			plan.Found = append(plan.Found, u.name)
+		}
 		for _, c := range u.classes {
 			for _, r := range c.requests {
-				cost := wireTime(t, r.at.Table, int(r.count))
-				names := make([]string, len(r.points))
-				for i, p := range r.points {
-					names[i] = p.name
-				}
-				plan.Requests = append(plan.Requests, Request{
-					Unit: u.name, Address: int(u.address), Table: r.at.Table.String(), From: int(r.at.Offset),
-					Count: int(r.count), Points: names, Every: quantity.Duration(c.every), Milliseconds: milliseconds(cost),
-				})
-				plan.LoadPercent += 100 * float64(cost) / float64(c.every)
+				plan.add(u, r, l.protocol.cost(u, r))
 			}
 		}
 	}
 	return plan
 }
 
-// wireTime is the time that reading count registers or bits takes at least: 8 bytes there, 5
-// bytes and the data back, and two gaps. Modbus over Serial Line V1.02, 2.5.1.
-func wireTime(t modbus.Timing, table modbus.Table, count int) time.Duration {
-	return time.Duration(8+5+dataBytes(table, count))*t.Char + 2*t.T35
+func (p *Plan) add(u *unit, r *request, cost time.Duration) {
+	request := Request{
+		Unit: u.name, Address: int(u.address), From: int(r.at.Offset), Count: int(r.count), Points: []string{},
+		Every: quantity.Duration(r.every), Milliseconds: milliseconds(cost), Percent: 100 * float64(cost) / float64(r.every),
+	}
+	if r.count > 0 {
+		request.Table = r.at.Table.String()
+	}
+	for _, point := range r.points {
+		if point.name != "" {
+			request.Points = append(request.Points, point.name)
+		}
+	}
+	p.Requests = append(p.Requests, request)
+	p.LoadPercent += request.Percent
 }
 
 func dataBytes(table modbus.Table, count int) int {
@@ -149,11 +148,23 @@ func milliseconds(d time.Duration) float64 {
 // String is the plan as people read it, one request a line.
 func (p Plan) String() string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "line %s: %s, %d requests, load %.1f %%\n", p.Line, p.Settings, len(p.Requests), p.LoadPercent)
+	fmt.Fprintf(&text, "line %s: %s, %s, ", p.Line, p.Protocol, p.Settings)
+	if p.Role == Master {
+		fmt.Fprintf(&text, "%d requests, load %.1f %%\n", len(p.Requests), p.LoadPercent)
+	} else {
+		fmt.Fprintf(&text, "%s\n", p.Role.describe())
+	}
 	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	for _, r := range p.Requests {
-		fmt.Fprintf(table, "  %s\t%s:%d\t× %d\tevery %s\t%.2f ms\n", r.Unit, r.Table, r.From, r.Count, r.Every, r.Milliseconds)
+		what := "read-out\t"
+		if r.Table != "" {
+			what = fmt.Sprintf("%s:%d\t× %d", r.Table, r.From, r.Count)
+		}
+		fmt.Fprintf(table, "  %s\t%s\tevery %s\t%.2f ms\t%.2f %%\n", r.Unit, what, r.Every, r.Milliseconds, r.Percent)
 	}
 	_ = table.Flush() // a strings.Builder takes everything
+	for _, unit := range p.Found {
+		fmt.Fprintf(&text, "  %s: its points are found when it answers\n", unit)
+	}
 	return text.String()
 }

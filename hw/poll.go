@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"ferrule/hw/modbus"
@@ -14,7 +15,44 @@ import (
 // that is a mistake in the configuration, or waits for a new firmware in the unit.
 const retryRefused = 10 * time.Minute
 
+// Requests are planned anew when a unit takes longer or shorter by a quarter, at least by
+// minChange, and at most once in replanPause.
+const (
+	minChange   = time.Millisecond
+	replanPause = time.Minute
+)
+
 var noValue point.Value
+
+// poll takes turns until the port is gone or ctx ends. Jobs are done when nothing is due, and
+// before every transaction of a turn (Line.try).
+func (l *Line) poll(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		now := time.Now()
+		if u := l.schedule.pick(now); u != nil {
+			if err := l.turn(ctx, u, now); err != nil {
+				return err
+			}
+			continue
+		}
+		if at, ok := l.schedule.wake(now); ok {
+			timer.Reset(at.Sub(now))
+		} else {
+			timer.Stop()
+		}
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case j := <-l.jobs:
+			if err := l.do(ctx, j); err != nil {
+				return err
+			}
+		}
+	}
+	return ctx.Err()
+}
 
 // turn gives the line to one unit: a probe where it is degraded, else its poll. The error is
 // that of the port.
@@ -22,7 +60,7 @@ func (l *Line) turn(ctx context.Context, u *unit, now time.Time) error {
 	if u.state == UnitDegraded {
 		return l.probe(ctx, u)
 	}
-	return l.poll(ctx, u, now)
+	return l.pollUnit(ctx, u, now)
 }
 
 // progress is what one poll has come to so far.
@@ -33,8 +71,8 @@ type progress struct {
 	wasted time.Duration // waited for answers that did not come
 }
 
-// poll asks for everything of u that is due, and reports it as one Poll.
-func (l *Line) poll(ctx context.Context, u *unit, now time.Time) error {
+// pollUnit asks for everything of u that is due, and reports it as one Poll.
+func (l *Line) pollUnit(ctx context.Context, u *unit, now time.Time) error {
 	var missed uint64
 	l.due, missed = u.collect(l.schedule.base, now, l.due[:0])
 	if u.silent() {
@@ -45,9 +83,9 @@ func (l *Line) poll(ctx context.Context, u *unit, now time.Time) error {
 		r := l.due[i]
 		switch {
 		case p.gaveUp != "":
-			r.fail(p.gaveUp)
+			u.failRequest(r, p.gaveUp)
 		case now.Before(r.hold):
-			r.fail(r.bad)
+			u.failRequest(r, r.bad)
 		default:
 			if err := l.ask(ctx, u, r, &p); err != nil {
 				return err
@@ -63,65 +101,102 @@ func (l *Line) poll(ctx context.Context, u *unit, now time.Time) error {
 	case p.asked:
 		l.miss(ctx, u, end)
 	}
+	if failed := u.scale(); failed > 0 {
+		l.count(func() { l.errors[faultValue] += failed; u.errors[faultValue] += failed })
+	}
 	l.report(ctx, u, end)
+	l.adapt(u, end)
 	return nil
+}
+
+// scale gives their values to the points whose power of ten has been read by now.
+func (u *unit) scale() (failed uint64) {
+	for _, p := range u.points {
+		if p.pending && p.round == u.round && !p.scale() {
+			failed++
+		}
+	}
+	return failed
+}
+
+// adapt plans the requests of u anew when it takes another time to answer than they were planned
+// for: what a hole may cost depends on that. Modbus Application Protocol V1.1b3 has no such rule;
+// it is the break-even of modbus.Plan.
+func (l *Line) adapt(u *unit, now time.Time) {
+	response := l.driver.response(u)
+	change := max(response-u.planned, u.planned-response)
+	if !l.protocol.registers || change < minChange || change < u.planned/4 || now.Before(u.replanAfter) {
+		return
+	}
+	u.planned, u.replanAfter = response, now.Add(replanPause)
+	u.replan(u.timing)
 }
 
 // ask does the transaction of r, again where that may help, and settles what its points carry.
 func (l *Line) ask(ctx context.Context, u *unit, r *request, p *progress) error {
-	raw, how, bad, err := l.try(ctx, u, r, p)
-	if (how == silence || how == damaged) && l.mayRetry(u, how) {
-		raw, how, bad, err = l.try(ctx, u, r, p)
+	t := l.try(ctx, u, r, p)
+	if (t.how == silence || t.how == damaged) && l.mayRetry(u, t.how) {
+		t = l.try(ctx, u, r, p)
 	}
 	now := time.Now()
-	switch how {
+	switch t.how {
 	case broken:
-		return err
+		return t.err
 	case answered:
 		r.failures, r.backoff, r.hold = 0, 0, time.Time{}
-		if failed := r.decode(raw); failed > 0 {
-			l.count(func() { l.errors[faultValue] += uint64(failed); u.errors[faultValue] += uint64(failed) })
+		if t.failed > 0 {
+			l.count(func() { l.errors[faultValue] += uint64(t.failed); u.errors[faultValue] += uint64(t.failed) })
 		}
 		return nil
 	case refused:
-		l.refusal(ctx, u, r, err, bad, now)
+		if l.refusal(ctx, u, r, t, now) {
+			return nil
+		}
 	case damaged, silence:
 		if r.failures++; !p.heard {
-			p.gaveUp = bad
+			p.gaveUp = t.bad
 		} else if r.failures >= missLimit {
-			r.postpone(now, bad)
+			r.postpone(now, t.bad)
 		}
 	}
-	r.fail(bad)
+	u.failRequest(r, t.bad)
 	return nil
 }
 
-// try does the transaction of r once. Jobs go first.
-func (l *Line) try(ctx context.Context, u *unit, r *request, p *progress) ([]byte, outcome, string, error) {
-	if err := l.serveJobs(ctx); err != nil {
-		return nil, broken, "line", err
+// failRequest gives the points of r the reason: all of the unit where a request is a read-out.
+func (u *unit) failRequest(r *request, bad string) {
+	if r.count == 0 {
+		u.failAll(bad)
 	}
-	l.master.SetTimeout(u.timeout)
-	start := time.Now()
-	raw, err := l.fetch(ctx, u.address, r.at, r.count)
-	how, bad, fault := judge(err)
-	took := l.account(ctx, u, start, how, fault, err)
-	p.asked = true
-	p.heard = p.heard || how == answered || how == refused
-	if how == silence || how == damaged {
-		p.wasted += took
-	}
-	return raw, how, bad, err
+	r.fail(bad)
 }
 
-// fetch is the read itself. An answer of the wrong length is the client's mistake, and yet no
-// reason to read past its end.
-func (l *Line) fetch(ctx context.Context, address byte, at modbus.Address, n uint16) ([]byte, error) {
-	raw, err := l.master.Read(ctx, address, at, n, l.answer[:0])
-	if err == nil && len(raw) < dataBytes(at.Table, int(n)) {
-		return nil, modbus.ErrMismatch
+// transaction is how one went.
+type transaction struct {
+	how    outcome
+	failed int    // points that got no value from the answer
+	bad    string // what the points carry, where there is no answer
+	err    error
+}
+
+// try does the transaction of r once. Jobs go first.
+func (l *Line) try(ctx context.Context, u *unit, r *request, p *progress) (t transaction) {
+	if t.err = l.serveJobs(ctx); t.err != nil {
+		t.how, t.bad = broken, "line"
+		return t
 	}
-	return raw, err
+	start := time.Now()
+	t.failed, t.err = l.driver.ask(ctx, u, r)
+	var kind fault
+	t.how, t.bad, kind = judge(t.err)
+	took := l.account(ctx, u, start, t.how, kind, t.err)
+	p.asked = true
+	p.heard = p.heard || t.how == answered || t.how == refused
+	if t.how == silence || t.how == damaged {
+		p.wasted += took
+	}
+	u.learnPatience(t.how, l.driver)
+	return t
 }
 
 // mayRetry allows one more try to units that usually answer; after silence only when silence
@@ -136,38 +211,90 @@ func (l *Line) mayRetry(u *unit, how outcome) bool {
 	return u.state == UnitOK && !time.Now().Before(l.schedule.rationed)
 }
 
-// refusal treats an exception by its kind. Modbus Application Protocol V1.1b3, 7.
-func (l *Line) refusal(ctx context.Context, u *unit, r *request, err error, bad string, now time.Time) {
-	e, _ := errors.AsType[modbus.Exception](err)
+// refusal treats an exception by its kind: Modbus Application Protocol V1.1b3, 7. It reports
+// whether the points of r are asked again, in other requests.
+func (l *Line) refusal(ctx context.Context, u *unit, r *request, t transaction, now time.Time) (again bool) {
+	e, _ := errors.AsType[modbus.Exception](t.err)
+	if len(r.points) == 0 { // a read-out, or a unit that was asked what it has
+		e = 0
+	}
 	switch e {
 	case illegalAddress, illegalValue:
-		if len(r.points) > 1 {
-			a, b := u.split(r)
-			l.due = append(l.due, a, b)
-			return
+		if l.askAround(u, r) {
+			return true
 		}
 		fallthrough
 	case illegalFunction:
-		if r.bad != bad {
+		if r.bad != t.bad {
 			l.log.LogAttrs(ctx, slog.LevelWarn, "point refused", slog.String("unit", u.name),
-				slog.String("point", r.points[0].name), slog.String("at", r.at.String()), slog.Any("err", err))
+				slog.String("point", r.points[0].name), slog.String("at", r.at.String()), slog.Any("err", t.err))
 		}
-		r.hold, r.bad = now.Add(retryRefused), bad
+		r.hold, r.bad = now.Add(retryRefused), t.bad
+		l.isolate(u, r)
 	case acknowledge, busy: // the next slot is later enough
 	default:
-		r.postpone(now, bad)
+		r.postpone(now, t.bad)
 	}
+	return false
+}
+
+// askAround asks for the points of a refused request in others: without the unused addresses
+// between them, which the unit may not have; else in halves, until the one point is found that it
+// has not.
+func (l *Line) askAround(u *unit, r *request) bool {
+	if len(r.holes) > 0 && u.learns {
+		u.limits.Forbidden = append(u.limits.Forbidden, r.holes...)
+		u.replan(u.timing)
+		l.due = append(l.due, u.requestsOf(r.points)...)
+		return true
+	}
+	if len(r.points) == 1 {
+		return false
+	}
+	a, b := u.split(r)
+	l.due = append(l.due, a, b)
+	return true
+}
+
+// isolate keeps the request of one refused point apart from now on, and its addresses out of all
+// others.
+func (l *Line) isolate(u *unit, r *request) {
+	if len(r.points) != 1 || r.points[0].isolated {
+		return
+	}
+	r.points[0].isolated = true
+	for i := range r.count {
+		u.limits.Forbidden = append(u.limits.Forbidden, modbus.Address{Table: r.at.Table, Offset: r.at.Offset + i})
+	}
+	c := u.class(r.every)
+	if !slices.Contains(c.requests, r) {
+		c.requests = append(c.requests, r)
+	}
+	u.replan(u.timing)
+}
+
+// requestsOf returns the requests that read the points.
+func (u *unit) requestsOf(points []*pointState) []*request {
+	var requests []*request
+	for _, c := range u.classes {
+		for _, r := range c.requests {
+			if slices.ContainsFunc(r.points, func(p *pointState) bool { return slices.Contains(points, p) }) {
+				requests = append(requests, r)
+			}
+		}
+	}
+	return requests
 }
 
 // probe asks a degraded unit for one request, without retry. An answer makes the whole unit
 // due at once.
 func (l *Line) probe(ctx context.Context, u *unit) error {
 	var p progress
-	_, how, bad, err := l.try(ctx, u, u.probeRequest(), &p)
+	t := l.try(ctx, u, u.probeRequest(), &p)
 	now := time.Now()
-	switch how {
+	switch t.how {
 	case broken:
-		return err
+		return t.err
 	case answered, refused:
 		l.heard(ctx, u)
 		return nil
@@ -176,9 +303,7 @@ func (l *Line) probe(ctx context.Context, u *unit) error {
 	l.count(func() { l.polls++; u.polls++ })
 	l.miss(ctx, u, now)
 	u.round++
-	for _, q := range u.points {
-		q.round, q.value, q.bad = u.round, noValue, bad
-	}
+	u.failAll(t.bad)
 	l.report(ctx, u, now)
 	return nil
 }
@@ -201,7 +326,7 @@ func (l *Line) miss(ctx context.Context, u *unit, now time.Time) {
 	degraded := u.misses+1 >= missLimit
 	if degraded && u.state != UnitDegraded {
 		l.log.LogAttrs(ctx, slog.LevelWarn, "unit degraded", slog.String("unit", u.name),
-			slog.Int("address", int(u.address)), slog.Any("err", u.lastError))
+			slog.Int("address", int(u.address)), slog.Any("err", u.wrong.err))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

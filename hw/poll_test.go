@@ -20,6 +20,8 @@ func (b *instantBus) Read(_ context.Context, _ byte, at modbus.Address, n uint16
 }
 func (b *instantBus) Write(context.Context, byte, modbus.Address, uint16, []uint16) error { return nil }
 func (b *instantBus) SetTimeout(time.Duration)                                            {}
+func (b *instantBus) SetTiming(modbus.Timing)                                             {}
+func (b *instantBus) Response(byte) time.Duration                                         { return time.Millisecond }
 func (b *instantBus) Stats() modbus.Stats                                                 { return modbus.Stats{} }
 
 // instantLine is a line of one unit with sixty registers of all kinds, ready to be polled.
@@ -36,8 +38,8 @@ func instantLine(t testing.TB, sink Sink) *Line {
 	if err != nil {
 		t.Fatal(err)
 	}
-	line.master = new(instantBus)
-	line.schedule.restart(time.Now())
+	line.driver = &registers{master: new(instantBus), line: line}
+	line.cameUp()
 	return line
 }
 

@@ -17,14 +17,6 @@ type schedule struct {
 	rationed time.Time
 }
 
-// restart makes every unit due at base.
-func (s *schedule) restart(base time.Time) {
-	s.base, s.rationed = base, base
-	for _, u := range s.units {
-		u.restart(base)
-	}
-}
-
 // pick returns the unit whose turn it is at now, or nil: of those due, the one with the
 // earliest deadline.
 func (s *schedule) pick(now time.Time) *unit {
@@ -46,7 +38,7 @@ func (s *schedule) mayWait(u *unit, now time.Time) bool {
 	if !u.silent() || !now.Before(s.rationed) {
 		return true
 	}
-	until := now.Add(u.timeout + afterSilence)
+	until := now.Add(u.patience() + afterSilence)
 	for _, other := range s.units {
 		if !other.silent() && other.due().Before(until) {
 			return false

@@ -88,8 +88,9 @@ func starve(t *testing.T, r *rapid.T, n int, cost time.Duration, periods, dead [
 	b.stop()
 }
 
-// The plan reads every point, asks no more than one request may, and reads nothing else.
-func TestMergeReadsEveryPointAndNoHole(t *testing.T) {
+// The requests read every point once, ask no more than one request may, and with holes = "never"
+// read nothing else.
+func TestRequestsReadEveryPointAndNoHole(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var c UnitConfig
 		n := rapid.IntRange(0, 60).Draw(t, "points")
@@ -104,27 +105,28 @@ func TestMergeReadsEveryPointAndNoHole(t *testing.T) {
 			p.Every = quantity.Duration(time.Duration(rapid.IntRange(1, 2).Draw(t, "every")) * time.Second)
 			c.Points = append(c.Points, p)
 		}
-		c.Name, c.Address = "a", 1
-		_, units, err := lineOf(c).compile()
+		c.Name, c.Address, c.Holes = "a", 1, "never"
+		line, err := New(lineOf(c), nil, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
-		read := make(map[string]int)
-		for _, class := range units[0].classes {
+		read, used := make(map[string]int), make(map[modbus.Address]bool)
+		for _, p := range line.units[0].points {
+			for i := range p.codec.Type().Registers() {
+				used[modbus.Address{Table: p.at.Table, Offset: p.at.Offset + uint16(i)}] = true
+			}
+		}
+		for _, class := range line.units[0].classes {
 			for _, r := range class.requests {
-				used := make([]bool, r.count)
 				for _, p := range r.points {
 					from := int(p.at.Offset) - int(r.at.Offset)
-					if p.at.Table != r.at.Table || p.every != class.every || from < 0 || from+p.codec.Type().Registers() > int(r.count) {
+					if p.at.Table != r.at.Table || p.every < class.every || from < 0 || from+p.codec.Type().Registers() > int(r.count) {
 						t.Fatalf("point %s at %s is not in %d from %s", p.name, p.at, r.count, r.at)
 					}
 					read[p.name]++
-					for i := range p.codec.Type().Registers() {
-						used[from+i] = true
-					}
 				}
-				for i, u := range used {
-					if !u {
+				for i := range int(r.count) {
+					if !used[modbus.Address{Table: r.at.Table, Offset: r.at.Offset + uint16(i)}] {
 						t.Fatalf("request %d from %s reads %d, where no point is", r.count, r.at, int(r.at.Offset)+i)
 					}
 				}
@@ -155,10 +157,10 @@ func TestPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	// 9600 8E1: a character is 1.146 ms, t3.5 is 4.01 ms; 13 + 8, 13 + 1 and 13 + 4 bytes.
-	want := `line rs485-1: 9600 8E1, 3 requests, load 5.7 %
-  meter-a  coil:3    × 1  every 1s    24.06 ms
-  meter-a  input:12  × 4  every 1s    32.08 ms
-  meter-a  input:72  × 2  every 1m0s  27.50 ms
+	want := `line rs485-1: modbus-rtu, 9600 8E1, 3 requests, load 5.7 %
+  meter-a  coil:3    × 1  every 1s    24.06 ms  2.41 %
+  meter-a  input:12  × 4  every 1s    32.08 ms  3.21 %
+  meter-a  input:72  × 2  every 1m0s  27.50 ms  0.05 %
 `
 	plan := line.Plan()
 	if got := plan.String(); got != want {
@@ -168,7 +170,7 @@ func TestPlan(t *testing.T) {
 		t.Error("a load of 6 % is called an overload")
 	}
 	text, err := json.Marshal(plan)
-	if err != nil || !strings.Contains(string(text), `{"unit":"meter-a","address":3,"table":"input","from":12,"count":4,"points":["l1","l2"],"every":"1s","milliseconds":32.08}`) {
+	if err != nil || !strings.Contains(string(text), `{"unit":"meter-a","address":3,"table":"input","from":12,"count":4,"points":["l1","l2"],"every":"1s","milliseconds":32.08,"percent":3.208`) {
 		t.Errorf("got %s, %v", text, err)
 	}
 	c.Units[0].Every = quantity.Duration(50 * time.Millisecond)

@@ -2,10 +2,13 @@ package hw
 
 import (
 	"context"
-	"slices"
+	"encoding/hex"
 	"time"
 
+	"ferrule/hw/frame"
+	"ferrule/hw/mbus"
 	"ferrule/hw/modbus"
+	"ferrule/hw/port"
 )
 
 // fault is a kind of error, as it is counted.
@@ -18,13 +21,14 @@ const (
 	faultMismatch
 	faultException
 	faultValue
+	faultFrame
 	faultPort
 	faultSink
 	faultCount
 )
 
 var faultNames = [faultCount]string{faultTimeout: "timeout", faultCRC: "crc", faultMismatch: "mismatch",
-	faultException: "exception", faultValue: "value", faultPort: "port", faultSink: "sink"}
+	faultException: "exception", faultValue: "value", faultFrame: "frame", faultPort: "port", faultSink: "sink"}
 
 // faults counts by kind.
 type faults [faultCount]uint64
@@ -43,6 +47,7 @@ type Status struct {
 	Name     string    `json:"name"`
 	Port     string    `json:"port"`
 	Protocol string    `json:"protocol"`
+	Role     Role      `json:"role"`
 	Settings string    `json:"settings"`
 	State    State     `json:"state"`
 	Since    time.Time `json:"since"`             // of the state
@@ -50,8 +55,8 @@ type Status struct {
 	// Polls counts the polls of all units since the start, probes included.
 	Polls uint64 `json:"polls"`
 	// Errors counts since the start: timeout, crc, mismatch and exception (transactions, the
-	// first try and the second alike), value (points whose registers held no value), port (the
-	// port went away or could not be opened, for another reason than before), sink (polls that
+	// first try and the second alike), value (points whose registers held no value), frame
+	// (frames heard that could not be decoded), port (the port went away or could not be opened, for another reason than before), sink (polls that
 	// could not be stored).
 	Errors map[string]uint64 `json:"errors"`
 	// LoadPercent is the share of the last minute, or of the time since the start if that is
@@ -62,9 +67,51 @@ type Status struct {
 	// P50Milliseconds and P95Milliseconds are of the last 256 answered transactions.
 	P50Milliseconds float64 `json:"p50_ms"`
 	P95Milliseconds float64 `json:"p95_ms"`
-	// Wire counts what was seen on the wire since the start.
-	Wire  modbus.Stats `json:"wire"`
-	Units []UnitStatus `json:"units"`
+	// Wire counts what was seen on the wire since the port was opened: a modbus.Stats, an
+	// mbus.Stats, or the frame.Stats of a line that listens.
+	Wire any `json:"wire"`
+	// UART counts the errors that the port saw since it was opened; absent where it cannot tell.
+	UART *port.Counters `json:"uart,omitempty"`
+	// The last frame that could not be decoded, where no unit can be named for it: why, and its
+	// bytes in hex.
+	LastError   string       `json:"last_error,omitempty"`
+	LastErrorAt time.Time    `json:"last_error_at,omitzero"`
+	LastFrame   string       `json:"last_frame,omitempty"`
+	Units       []UnitStatus `json:"units"`
+}
+
+// wire is what was seen on a line, by its protocol.
+type wire struct {
+	modbus modbus.Stats
+	mbus   mbus.Stats
+	frames frame.Stats
+	heard  modbus.SnifferStats
+	served modbus.ServerStats
+	uart   *port.Counters
+}
+
+// wrong is the last frame that could not be decoded.
+type wrong struct {
+	err   error
+	at    time.Time
+	frame []byte
+}
+
+// maxWrong is how many bytes of a frame are kept for people to look at.
+const maxWrong = 256
+
+func (w *wrong) note(err error, frame []byte, at time.Time) {
+	w.err, w.at = err, at
+	if len(frame) > 0 { // silence after a wrong answer leaves that to look at
+		w.frame = append(w.frame[:0], frame[:min(len(frame), maxWrong)]...)
+	}
+}
+
+func (w *wrong) text() (problem, frame string) {
+	if w.err == nil {
+		return "", ""
+	}
+	return w.err.Error(), hex.EncodeToString(w.frame)
 }
 
 // UnitStatus is a unit as it is now.
@@ -73,10 +120,13 @@ type UnitStatus struct {
 	Address int       `json:"address"`
 	State   UnitState `json:"state"`
 	Polls   uint64    `json:"polls"`
-	// Errors counts timeout, crc, mismatch, exception and value, as on the line.
+	// Errors counts timeout, crc, mismatch, exception, value and frame, as on the line.
 	Errors      map[string]uint64 `json:"errors"`
 	LastError   string            `json:"last_error,omitempty"`
 	LastErrorAt time.Time         `json:"last_error_at,omitzero"`
+	LastFrame   string            `json:"last_frame,omitempty"` // the last wrong answer, in hex
+	// TimeoutMilliseconds is how long the unit may take now to begin its answer.
+	TimeoutMilliseconds float64 `json:"timeout_ms,omitempty"`
 	// Backoff is in seconds, between the last probe of a degraded unit and the next.
 	Backoff   float64   `json:"backoff,omitempty"`
 	NextProbe time.Time `json:"next_probe,omitzero"`
@@ -89,7 +139,8 @@ func (l *Line) Status() Status {
 	s := Status{
 		Name:        l.config.Name,
 		Port:        l.config.Port,
-		Protocol:    orDefault(l.config.Protocol, defaultProtocol),
+		Protocol:    l.protocol.name,
+		Role:        l.role,
 		Settings:    l.plan.Settings,
 		State:       l.state,
 		Since:       l.since,
@@ -97,9 +148,12 @@ func (l *Line) Status() Status {
 		Errors:      l.errors.byName(faultTimeout, faultSink),
 		LoadPercent: l.usage.percent(time.Now()),
 		MissedSlots: l.missed,
-		Wire:        l.wire,
+		Wire:        l.wireOf(),
+		UART:        l.wire.uart,
+		LastErrorAt: l.wrong.at,
 		Units:       make([]UnitStatus, 0, len(l.units)),
 	}
+	s.LastError, s.LastFrame = l.wrong.text()
 	if l.problem != nil {
 		s.Problem = l.problem.Error()
 	}
@@ -110,17 +164,33 @@ func (l *Line) Status() Status {
 	return s
 }
 
+// wireOf returns the counts of the line's protocol.
+func (l *Line) wireOf() any {
+	switch {
+	case l.role == UnitRole:
+		return l.wire.served
+	case l.role == Listen && l.protocol.registers:
+		return l.wire.heard
+	case l.protocol.registers:
+		return l.wire.modbus
+	case l.protocol.addressed:
+		return l.wire.mbus
+	}
+	return l.wire.frames
+}
+
 func (u *unit) status() UnitStatus {
 	s := UnitStatus{
 		Name:        u.name,
 		Address:     int(u.address),
 		State:       u.state,
 		Polls:       u.polls,
-		Errors:      u.errors.byName(faultTimeout, faultValue),
-		LastErrorAt: u.lastErrorAt,
+		Errors:      u.errors.byName(faultTimeout, faultFrame),
+		LastErrorAt: u.wrong.at,
 	}
-	if u.lastError != nil {
-		s.LastError = u.lastError.Error()
+	s.LastError, s.LastFrame = u.wrong.text()
+	if u.waits > 0 || u.timeout > 0 {
+		s.TimeoutMilliseconds = milliseconds(u.patience())
 	}
 	if u.state == UnitDegraded {
 		s.Backoff, s.NextProbe = u.backoff.Seconds(), u.probe
@@ -146,7 +216,7 @@ func (l *Line) account(ctx context.Context, u *unit, start time.Time, how outcom
 	l.carried(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.wire = sum(l.wireBefore, l.master.Stats())
+	l.driver.count(&l.wire)
 	l.usage.add(end, took)
 	if how == answered {
 		l.latency.add(took)
@@ -155,82 +225,7 @@ func (l *Line) account(ctx context.Context, u *unit, start time.Time, how outcom
 	l.errors[kind]++
 	if u != nil {
 		u.errors[kind]++
-		u.lastError, u.lastErrorAt = err, end
+		u.wrong.note(err, wrongFrame(err), end)
 	}
 	return took
-}
-
-// sum adds up what two ports saw.
-func sum(a, b modbus.Stats) modbus.Stats {
-	return modbus.Stats{
-		Requests: a.Requests + b.Requests, Responses: a.Responses + b.Responses, Exceptions: a.Exceptions + b.Exceptions,
-		Timeouts: a.Timeouts + b.Timeouts, CRCErrors: a.CRCErrors + b.CRCErrors, Mismatches: a.Mismatches + b.Mismatches,
-		Foreign: a.Foreign + b.Foreign, Late: a.Late + b.Late, Barriers: a.Barriers + b.Barriers,
-		Echoes: a.Echoes + b.Echoes, Garbage: a.Garbage + b.Garbage, WireTime: a.WireTime + b.WireTime,
-	}
-}
-
-const window = 60 // seconds that usage looks back
-
-// usage is how long the line was taken in each of the last seconds.
-type usage struct {
-	start  time.Time // of the first transaction
-	taken  [window]time.Duration
-	second int64 // of the newest slot, from start
-}
-
-// add notes that the line was taken for d until now.
-func (u *usage) add(now time.Time, d time.Duration) {
-	if u.start.IsZero() {
-		u.start = now.Add(-d)
-	}
-	u.forward(now)
-	u.taken[u.second%window] += d
-}
-
-// forward empties the slots that time has passed since the last call.
-func (u *usage) forward(now time.Time) {
-	second := int64(now.Sub(u.start) / time.Second)
-	for n := 0; u.second < second && n < window; n++ {
-		u.second++
-		u.taken[u.second%window] = 0
-	}
-	u.second = max(u.second, second)
-}
-
-func (u *usage) percent(now time.Time) float64 {
-	if u.start.IsZero() {
-		return 0
-	}
-	u.forward(now)
-	var sum time.Duration
-	for _, d := range u.taken {
-		sum += d
-	}
-	past := min(now.Sub(u.start), (window-1)*time.Second+now.Sub(u.start)%time.Second)
-	if past <= 0 {
-		return 0
-	}
-	return min(100, 100*float64(sum)/float64(past))
-}
-
-// latency is the last transactions that were answered.
-type latency struct {
-	took [256]time.Duration
-	n    uint64
-}
-
-func (l *latency) add(d time.Duration) {
-	l.took[l.n%uint64(len(l.took))] = d
-	l.n++
-}
-
-// quantiles returns the median and the 95th percentile in milliseconds.
-func (l *latency) quantiles() (p50, p95 float64) {
-	n := int(min(l.n, uint64(len(l.took))))
-	if n == 0 {
-		return 0, 0
-	}
-	sorted := slices.Sorted(slices.Values(l.took[:n]))
-	return milliseconds(sorted[n/2]), milliseconds(sorted[n*95/100])
 }

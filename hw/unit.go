@@ -8,9 +8,10 @@ import (
 	"slices"
 	"time"
 
+	"ferrule/hw/mbus"
 	"ferrule/hw/modbus"
 	"ferrule/hw/point"
-	"ferrule/hw/profile"
+	"ferrule/hw/port"
 )
 
 // A unit that missed missLimit polls in a row is degraded: it gets one probe without retry,
@@ -24,11 +25,27 @@ const (
 // unit is one configured unit and what the line knows of it. It belongs to the goroutine of
 // Line.Run.
 type unit struct {
-	name    string
-	address byte
-	timeout time.Duration
-	points  []*pointState // in the order of the configuration
-	classes []*class      // by period, the shortest first
+	config     UnitConfig
+	name       string
+	address    byte          // Modbus and M-Bus
+	meter      mbus.Address  // M-Bus: primary, or secondary where it has none of its own
+	device     string        // dsmr as master: the address of the meter; "": the only one
+	match      string        // streaming lines: the talkers that are this unit
+	broadcast  bool          // every unit of the line at once: it is only written to
+	settings   port.Settings // its own; the zero Settings: those of the line
+	timeout    time.Duration // 0: learned
+	turnaround time.Duration
+	timing     modbus.Timing
+	limits     modbus.Cost // what one request may ask of it
+	learns     bool        // unused addresses that it refuses are remembered
+	discovers  bool        // its points are not configured but found: SunSpec, M-Bus, talkers
+	every      time.Duration
+	phase      time.Duration
+	points     []*pointState          // in the order of the configuration
+	byKey      map[string]*pointState // by the name of the reading; lines that are not Modbus
+	exponents  []*pointState          // registers that only scale others; they are not reported
+	image      *image                 // what it holds, where it answers a master
+	classes    []*class               // by period, the shortest first
 
 	state   UnitState
 	misses  int           // polls in a row without one valid answer
@@ -36,12 +53,20 @@ type unit struct {
 	backoff time.Duration // between the last probe and the next
 	probe   time.Time     // when the unit is probed; only while degraded
 	round   uint64        // numbers the polls; see pointState.round
+	waits   time.Duration // the timeout that was learned
+
+	// Units that speak unasked.
+	heard   time.Time // when it spoke last
+	waiting bool      // what it said is not reported yet
+	slot    time.Time // when it will be
+
+	planned     time.Duration // how long it took to begin its answers when its requests were planned
+	replanAfter time.Time
 
 	// Counted under the line's mutex.
-	polls       uint64
-	errors      faults
-	lastError   error
-	lastErrorAt time.Time
+	polls  uint64
+	errors faults
+	wrong  wrong
 }
 
 // class is the points of a unit that share a period. Its slots are at
@@ -57,53 +82,14 @@ type class struct {
 type request struct {
 	at     modbus.Address
 	count  uint16
+	every  time.Duration
 	points []*pointState
+	holes  []modbus.Address // that are read although no point is there
 
 	failures int           // timeouts and damaged answers in a row
 	backoff  time.Duration // the last one given
 	hold     time.Time     // not asked before
 	bad      string        // what its points carry until then
-}
-
-// pointState is one point, its last result, and what was reported of it.
-type pointState struct {
-	name       string
-	at         modbus.Address
-	codec      point.Codec
-	every      time.Duration
-	deadband   float64
-	maxSilence time.Duration
-	write      *profile.Write
-
-	round uint64 // the poll that value and bad belong to
-	value point.Value
-	bad   string
-
-	reported   bool // the three below were taken by the sink
-	lastValue  point.Value
-	lastBad    string
-	lastReport time.Time
-}
-
-// schedule groups the points by period and spreads the periods over time. The phases come from
-// a hash of the names: they are the same at every start, and differ from unit to unit.
-func (u *unit) schedule(line string) {
-	for _, p := range u.points {
-		u.class(p.every)
-	}
-	if len(u.classes) == 0 {
-		return
-	}
-	base := u.classes[0].every
-	phase := spread(base, line, u.name)
-	for _, c := range u.classes {
-		c.phase = phase
-		if c.every > base && c.every%base == 0 {
-			// Slots of the slow class are slots of the fast one too, so that one poll has both.
-			c.phase += spread(c.every, line, u.name, c.every.String()) / base * base
-		}
-		c.requests = merge(u.points, c.every)
-	}
 }
 
 // class returns the class of a period, and makes it in its place.
@@ -127,7 +113,7 @@ func spread(period time.Duration, words ...string) time.Duration {
 
 // restart forgets what was learned while the port was open and makes the unit due at base.
 func (u *unit) restart(base time.Time) {
-	u.state, u.misses, u.backoff = UnitNew, 0, 0
+	u.state, u.misses, u.backoff, u.waits, u.waiting, u.slot = UnitNew, 0, 0, 0, false, time.Time{}
 	u.dueAt(base)
 	for _, c := range u.classes {
 		for _, r := range c.requests {
@@ -140,6 +126,12 @@ func (u *unit) restart(base time.Time) {
 func (u *unit) dueAt(t time.Time) {
 	for _, c := range u.classes {
 		c.due, c.begun = t, false
+	}
+	for _, p := range u.points {
+		p.due = t
+	}
+	for _, p := range u.exponents {
+		p.due = t
 	}
 }
 
@@ -173,6 +165,33 @@ func (u *unit) deadline() time.Time {
 	return due.Add(patience)
 }
 
+// A unit whose timeout is learned gets four times what it usually takes, within these bounds;
+// after silence, twice as long as before.
+const (
+	shortestPatience = 50 * time.Millisecond
+	longestPatience  = time.Second
+)
+
+// patience is how long the unit may take to begin its answer.
+func (u *unit) patience() time.Duration {
+	switch {
+	case u.timeout > 0:
+		return u.timeout
+	case u.waits > 0:
+		return u.waits
+	}
+	return defaultTimeout
+}
+
+func (u *unit) learnPatience(how outcome, d driver) {
+	switch response := d.response(u); {
+	case how == silence:
+		u.waits = min(2*u.patience(), longestPatience)
+	case how == answered && response > 0:
+		u.waits = min(max(4*response, shortestPatience), longestPatience)
+	}
+}
+
 // silent reports whether the unit did not answer when asked last.
 func (u *unit) silent() bool { return u.misses > 0 }
 
@@ -187,9 +206,7 @@ func (u *unit) collect(base, now time.Time, dst []*request) (due []*request, mis
 		missed += c.advance(base, now)
 		dst = append(dst, c.requests...)
 		for _, r := range c.requests {
-			for _, p := range r.points {
-				p.round = u.round
-			}
+			r.turn(u.round, base, now)
 		}
 	}
 	if n := len(dst); n > 1 && u.first%n != 0 {
@@ -203,6 +220,25 @@ func rotate(r []*request, n int) {
 	slices.Reverse(r[:n])
 	slices.Reverse(r[n:])
 	slices.Reverse(r)
+}
+
+// turn gives the round to the points of r whose own slot has come: those that are only read
+// along with faster ones are not due each time.
+func (r *request) turn(round uint64, base, now time.Time) {
+	for _, p := range r.points {
+		if p.every > r.every {
+			if p.due.After(now) {
+				continue
+			}
+			p.due = nextSlot(base, p.every, now)
+		}
+		p.round = round
+	}
+}
+
+// nextSlot returns the first base + k × every after now.
+func nextSlot(base time.Time, every time.Duration, now time.Time) time.Time {
+	return base.Add((now.Sub(base)/every + 1) * every)
 }
 
 // advance moves the class to its first slot after now and returns how many slots were skipped.
@@ -232,7 +268,7 @@ func (u *unit) probeRequest() *request {
 	for _, c := range u.classes {
 		n += len(c.requests)
 	}
-	n = u.first % n
+	n = u.first % n // a unit that is scheduled has at least one
 	for _, c := range u.classes {
 		if n < len(c.requests) {
 			return c.requests[n]
@@ -242,22 +278,24 @@ func (u *unit) probeRequest() *request {
 	return nil // not reached: n is below the number of requests
 }
 
-// decode reads the points of r from the answer and gives each its value or its reason.
-func (r *request) decode(raw []byte) (failed int) {
+// decode reads the points of r that are due from the answer and gives each its value or its
+// reason.
+func (r *request) decode(round uint64, raw []byte) (failed int) {
 	for _, p := range r.points {
-		var err error
-		at := int(p.at.Offset - r.at.Offset)
-		if r.at.Table.Bits() {
-			p.value = point.Bool(raw[at/8]>>(at%8)&1 == 1)
-		} else {
-			p.value, err = p.codec.Decode(raw[2*at:])
-		}
-		p.bad = badValue(err)
-		if err != nil {
+		if p.round == round && !r.decodePoint(p, raw) {
 			failed++
 		}
 	}
 	return failed
+}
+
+// decodePoint reads one point from the answer to r.
+func (r *request) decodePoint(p *pointState, raw []byte) (ok bool) {
+	at := int(p.at.Offset - r.at.Offset)
+	if r.at.Table.Bits() {
+		return p.settle(p.codec.Decode([]byte{raw[at/8] >> (at % 8) & 1}))
+	}
+	return p.decode(raw[2*at:])
 }
 
 func badValue(err error) string {
@@ -273,7 +311,7 @@ func badValue(err error) string {
 // fail gives all points of r the reason.
 func (r *request) fail(bad string) {
 	for _, p := range r.points {
-		p.value, p.bad = point.Value{}, bad
+		p.fail(bad)
 	}
 }
 
@@ -281,33 +319,4 @@ func (r *request) fail(bad string) {
 func (r *request) postpone(now time.Time, bad string) {
 	r.backoff = min(max(2*r.backoff, firstBackoff), lastBackoff)
 	r.hold, r.bad = now.Add(r.backoff), bad
-}
-
-// wanted reports whether the result of p is to be reported: always without a deadband.
-func (p *pointState) wanted(now time.Time) bool {
-	switch {
-	case !p.reported || p.deadband == 0 || p.bad != p.lastBad:
-		return true
-	case p.overdue(now):
-		return true
-	case p.bad != "":
-		return false
-	}
-	value, ok1 := p.value.Float64()
-	last, ok2 := p.lastValue.Float64()
-	if ok1 && ok2 && p.codec.Type().Numeric() {
-		return math.Abs(value-last) > p.deadband
-	}
-	return p.value != p.lastValue
-}
-
-// overdue reports whether max_silence would be over before the next poll.
-func (p *pointState) overdue(now time.Time) bool {
-	return p.maxSilence > 0 && now.Sub(p.lastReport)+p.every > p.maxSilence
-}
-
-// report remembers the result as reported, and returns it.
-func (p *pointState) report(now time.Time) Reading {
-	p.reported, p.lastValue, p.lastBad, p.lastReport = true, p.value, p.bad, now
-	return Reading{Point: p.name, Value: p.value, Bad: p.bad}
 }

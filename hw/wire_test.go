@@ -80,7 +80,7 @@ func until(t testing.TB, polls <-chan Poll, unit, want string) {
 			if p.Unit != unit {
 				continue
 			}
-			if last = text(p); last == want {
+			if last = describe(p); last == want {
 				return
 			}
 		case <-timeout:
@@ -135,7 +135,7 @@ func TestWireTwoUnits(t *testing.T) {
 	a.Set(modbus.HoldingRegisters, 100, 2299)
 	until(t, polls, "meter-a", "power=230.1 voltage=229.9 signed=-2 target=0 pump=true flag=false")
 	s := line.Status()
-	if s.State != StateUp || s.Polls < 3 || s.Wire.Requests < 9 || s.P50Milliseconds <= 0 || s.LoadPercent <= 0 {
+	if s.State != StateUp || s.Polls < 3 || s.Wire.(modbus.Stats).Requests < 9 || s.P50Milliseconds <= 0 || s.LoadPercent <= 0 {
 		t.Errorf("status: %+v", s)
 	}
 	if n := wire.Stats().Violations; n != 0 {
@@ -287,16 +287,15 @@ func BenchmarkWirePoll(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	m, closer, err := openRTU(b.Context(), line)
+	a, err := openPort(b.Context(), line)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer closer.Close()
-	line.master = m
-	line.schedule.restart(time.Now())
+	defer a.Close()
+	line.cameUp()
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := line.poll(b.Context(), line.units[0], line.units[0].due()); err != nil {
+		if err := line.pollUnit(b.Context(), line.units[0], line.units[0].due()); err != nil {
 			b.Fatal(err)
 		}
 	}

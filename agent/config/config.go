@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"ferrule/agent/encode"
@@ -16,12 +17,15 @@ import (
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
 	"ferrule/hw"
+	"ferrule/hw/profile"
 	"ferrule/internal/hint"
 	"ferrule/internal/quantity"
 )
 
 // DefaultPath is where the configuration lies unless --config says otherwise.
 const DefaultPath = "/etc/ferrule/ferrule.toml"
+
+const defaultProfileDir = "/etc/ferrule/profiles"
 
 // maxFile bounds what is read of a configuration file, in bytes.
 const maxFile = 4 << 20
@@ -33,6 +37,10 @@ type Config struct {
 	StateDir string `toml:"state_dir"`
 	// How long a stopping agent may take to have its last messages acknowledged.
 	ShutdownGrace quantity.Duration `toml:"shutdown_grace"`
+
+	// Directory of sensor profiles of your own, one file each, which go before those of the same
+	// name that come with Ferrule. The default need not exist.
+	ProfileDir string `toml:"profile_dir"`
 
 	Identity identity.Config `toml:"identity"`
 	Enroll   enroll.Config   `toml:"enroll"`
@@ -49,6 +57,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		StateDir:      "/var/lib/ferrule",
+		ProfileDir:    defaultProfileDir,
 		ShutdownGrace: quantity.Duration(defaultGrace),
 		Identity:      identity.Default(),
 		Enroll:        enroll.Default(),
@@ -84,10 +93,29 @@ func Parse(path string, text []byte) (*Config, error) {
 	if err := decode(path, text, &c); err != nil {
 		return nil, err
 	}
-	if err := c.validate(); err != nil {
+	if err := errors.Join(c.resolve(), c.validate()); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return &c, nil
+}
+
+// Profiles loads the sensor profiles, the user's own included. The library is usable even with
+// an error, which says what is wrong with single files.
+func (c *Config) Profiles() (*profile.Library, error) {
+	if _, err := os.Stat(c.ProfileDir); c.ProfileDir == defaultProfileDir && errors.Is(err, fs.ErrNotExist) {
+		return profile.Load()
+	}
+	return profile.Load(c.ProfileDir)
+}
+
+// resolve gives every unit the points of its profile. Profiles that no unit names may be broken.
+func (c *Config) resolve() error {
+	library, _ := c.Profiles()
+	var problems []error
+	for i := range c.Lines {
+		problems = append(problems, c.Lines[i].Resolve(library))
+	}
+	return errors.Join(problems...)
 }
 
 // validate checks what no single section can see, then asks every section.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"text/tabwriter"
@@ -82,4 +81,3 @@ func overloaded(plans []hw.Plan) error {
 	}
 	return nil
 }
-

@@ -46,6 +46,7 @@ func table() []command {
 		{"status", "[--json]", "ask the running agent", runStatus},
 		{"read", "LINE UNIT AT TYPE", "read one value once, in every byte order", runRead},
 		{"write", "LINE UNIT POINT VALUE", "write one value and read it back", runWrite},
+		{"scan", "LINE", "find the units of an unknown line, their speed and parity", runScan},
 		{"ports", "[--json]", "list serial ports with their stable names; opens none", runPorts},
 		{"version", "[--json]", "version, and with --json the bill of materials", runVersion},
 	}
@@ -61,6 +62,8 @@ type env struct {
 	force          bool
 	log            string
 	verbose        bool
+	profiles       bool
+	scan           scanFlags
 }
 
 func newEnv(c command, stdout, stderr io.Writer) *env {
@@ -68,8 +71,17 @@ func newEnv(c command, stdout, stderr io.Writer) *env {
 	e.flags.SetOutput(io.Discard) // mistakes are printed once, in our own form
 	e.flags.StringVar(&e.configPath, "config", config.DefaultPath, "the configuration `file`")
 	switch c.name {
-	case "status", "ports", "version", "check", "read":
-		e.flags.BoolVar(&e.json, "json", false, "print JSON for machines")
+	case "status", "ports", "version", "read":
+		e.jsonFlag()
+	case "check":
+		e.jsonFlag()
+		e.flags.BoolVar(&e.profiles, "profiles", false, "list the sensor profiles instead")
+	case "scan":
+		e.jsonFlag()
+		e.flags.StringVar(&e.scan.protocol, "protocol", "modbus-rtu", "what the units speak: modbus-rtu, modbus-ascii or mbus")
+		e.flags.StringVar(&e.scan.settings, "settings", "", "only these `settings`, such as \"9600 8N1,19200 8E1\"")
+		e.flags.StringVar(&e.scan.addresses, "addresses", "", "only these `addresses`, such as 1-32")
+		e.flags.DurationVar(&e.scan.timeout, "timeout", 0, "how long a unit may take to begin its answer; 0: 100ms")
 	case "enroll":
 		e.flags.StringVar(&e.token, "token", "", "the one-time `token` of the registrar; - reads it from standard input")
 		e.flags.BoolVar(&e.force, "force", false, "enroll again although the certificate is valid")
@@ -79,6 +91,8 @@ func newEnv(c command, stdout, stderr io.Writer) *env {
 	}
 	return e
 }
+
+func (e *env) jsonFlag() { e.flags.BoolVar(&e.json, "json", false, "print JSON for machines") }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {

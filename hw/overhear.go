@@ -1,0 +1,86 @@
+package hw
+
+import (
+	"context"
+	"time"
+
+	"ferrule/hw/modbus"
+	"ferrule/hw/port"
+)
+
+// overhear returns the work of a Modbus line that somebody else masters: the values of the
+// configured points come from the answers that pass by.
+func (l *Line) overhear(p port.Port) func(ctx context.Context) error {
+	return func(ctx context.Context) error {
+		framing := modbus.RTU
+		if l.protocol.name == "modbus-ascii" {
+			framing = modbus.ASCII
+		}
+		e := &overheard{line: l}
+		timing := l.timing(l.settings)
+		e.sniffer = modbus.NewSniffer(modbus.SnifferConfig{Framing: framing, Timing: timing}, func(t modbus.Transaction) { l.note(ctx, t) })
+		// USB adapters hold bytes back, so that t3.5 alone would be too short.
+		s := &listener{Line: l, port: p, ear: e, pause: max(timing.T35, 20*time.Millisecond), gather: time.Millisecond}
+		return s.work(ctx)
+	}
+}
+
+// overheard is the ear for somebody else's Modbus line.
+type overheard struct {
+	line    *Line
+	sniffer *modbus.Sniffer
+}
+
+func (e *overheard) feed(_ context.Context, p []byte, now time.Time) { e.sniffer.Feed(p, now) }
+func (e *overheard) silence(_ context.Context, now time.Time)        { e.sniffer.Silence(now) }
+func (e *overheard) count(w *wire)                                   { w.heard = e.sniffer.Stats() }
+
+// note takes the values of one transaction that was heard.
+func (l *Line) note(ctx context.Context, t modbus.Transaction) {
+	table, reads := t.Request.Function.Reads()
+	u := l.unitAt(t.Request.Unit)
+	if u == nil || !reads || !t.Answered {
+		return
+	}
+	now := time.Now()
+	at := modbus.Address{Table: table, Offset: t.Request.Address}
+	if e := t.Response.Exception; e != 0 {
+		l.told(ctx, u, u.hear(l, at, int(t.Request.Count), nil, exceptionName(e), now), now)
+		return
+	}
+	l.told(ctx, u, u.hear(l, at, int(t.Request.Count), t.Response.Data, "", now), now)
+}
+
+// unitAt returns the unit with a Modbus address, or nil.
+func (l *Line) unitAt(address byte) *unit {
+	for _, u := range l.units {
+		if u.address == address {
+			return u
+		}
+	}
+	return nil
+}
+
+// hear gives the registers or bits of an answer, n from at on, to the points that lie in them; bad
+// is why there are none.
+func (u *unit) hear(l *Line, at modbus.Address, n int, raw []byte, bad string, now time.Time) (failed uint64) {
+	r := request{at: at, count: uint16(n), every: u.every}
+	for _, points := range [...][]*pointState{u.exponents, u.points} {
+		for _, p := range points {
+			if p.within(&r) && u.turnOf(l, p, now) {
+				if bad != "" {
+					p.fail(bad)
+				} else if !r.decodePoint(p, raw) {
+					failed++
+				}
+			}
+		}
+	}
+	return failed + u.scale()
+}
+
+// within tells whether r reads all of the point.
+func (p *pointState) within(r *request) bool {
+	from := int(p.at.Offset) - int(r.at.Offset)
+	return p.at.Table == r.at.Table && from >= 0 && from+p.codec.Type().Registers() <= int(r.count)
+}

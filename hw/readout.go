@@ -1,0 +1,49 @@
+package hw
+
+import (
+	"context"
+	"time"
+
+	"ferrule/hw/dsmr"
+	"ferrule/hw/point"
+	"ferrule/hw/port"
+)
+
+// readouts is the driver of lines whose meters are read out by asking (IEC 62056-21, mode C).
+type readouts struct {
+	*dsmr.Readout
+	line     *Line
+	readings []point.Reading
+}
+
+func openReadout(l *Line, p port.Port) driver {
+	d := &readouts{line: l}
+	d.Readout = dsmr.NewReadout(p, dsmr.ReadoutConfig{
+		Baud: l.settings.Baud,
+		Configure: func(baud int) error {
+			changed := l.settings
+			changed.Baud = baud
+			return p.Configure(changed)
+		},
+		Zone: time.Local,
+	})
+	return d
+}
+
+// ask has the meter read out.
+func (d *readouts) ask(ctx context.Context, u *unit, _ *request) (failed int, err error) {
+	if _, d.readings, err = d.Read(ctx, u.device, d.readings[:0]); err != nil {
+		return 0, err
+	}
+	wrong := u.place(d.line, d.readings, time.Now())
+	return int(wrong) + u.missing(), nil
+}
+
+func (d *readouts) response(*unit) time.Duration { return 0 }
+
+// count has nothing to add: the line counts the read-outs and their faults.
+func (d *readouts) count(*wire) {}
+
+// readoutCost is what 2 KiB take at the speed that the meter is addressed at; most change to a
+// higher one.
+func readoutCost(u *unit, _ *request) time.Duration { return 2048 * u.timing.Char }
