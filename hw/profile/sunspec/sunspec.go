@@ -67,7 +67,7 @@ type Model struct {
 // Points that the unit says it does not have are left out, for good: ask again after the unit was
 // changed. ErrNone says that it is no SunSpec unit: it answered, and the marker is at none of the places.
 func Discover(read func(at uint16, n int) ([]byte, error)) (Device, error) {
-	s := &scan{ask: read, used: make(map[string]bool)}
+	s := &scan{ask: read, used: make(map[string]bool), numbers: make(map[string]int)}
 	if err := s.find(); err != nil {
 		return Device{}, err
 	}
@@ -83,6 +83,8 @@ type scan struct {
 	device Device
 	used   map[string]bool // names of points
 	common bool            // the first common model has been read
+
+	numbers map[string]int // of the last model of that word: 0 without the word, 1 with the word alone
 }
 
 // read reads n registers from at on, in as many requests as it takes.
@@ -226,14 +228,18 @@ func (s *scan) identify(p *placed) {
 // names of the model count, not only those that the unit has, so that they do not change with its
 // firmware.
 func (s *scan) names(p *placed, word string) (prefix string) {
-	prefix = ""
-	for n := 1; ; n++ {
-		if !p.conflicts(prefix, s.used) {
-			break
-		}
-		prefix = word + "_"
-		if n > 1 {
+	for n := s.numbers[word]; ; n++ {
+		switch n {
+		case 0:
+			prefix = ""
+		case 1:
+			prefix = word + "_"
+		default:
 			prefix = fmt.Sprintf("%s_%d_", word, n)
+		}
+		if !p.conflicts(prefix, s.used) {
+			s.numbers[word] = n
+			break
 		}
 	}
 	for _, v := range p.values {
