@@ -21,7 +21,8 @@ type Config struct {
 	// between two silences of the line). Required.
 	Kind string `toml:"kind"`
 	// Bytes that a frame may have, its marks and its check included; 2 to 65536, and for length
-	// without start to 4096. What is longer is counted and dropped. Not for fixed.
+	// without start to 4096. What is longer is counted and dropped. Not much more than the device
+	// sends is best: each byte of garbage may cost a check of so many. Not for fixed.
 	MaxLength int `toml:"max_length"`
 	// How long the line is silent between two frames, where nothing else marks them; for all
 	// others how long a frame may stall. Default "50ms" where nothing else marks them, else

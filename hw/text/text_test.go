@@ -287,29 +287,25 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-func TestDecodeAllocations(t *testing.T) {
+// TestDecodeAllocatesNothing is about all forms but patterns: regexp allocates the indexes of a
+// match, and keeps its machines in pools that empty at times; the benchmark shows that figure.
+func TestDecodeAllocatesNothing(t *testing.T) {
 	const line = "21.5,-17,0.125,ok,1.5e3\r\n"
-	for name, c := range map[string]struct {
-		config text.Config
-		most   float64
-	}{
-		"line":      {text.Config{}, 0},
-		"separator": {text.Config{Separator: ","}, 0},
-		"columns":   {text.Config{Columns: []text.Column{{Name: "a", From: 1, To: 4}, {Name: "b", From: 6, To: 8}}}, 0},
-		"ignore":    {text.Config{Ignore: "^21"}, 0},
-		"pattern":   {text.Config{Pattern: `^(?P<a>[-0-9.]+),(?P<b>[^,]*),(?P<c>[^,]*),(?P<d>\w+)`}, 1},
-		"two patterns": {text.Config{Patterns: []text.Pattern{
-			{Match: "^x(?P<x>.)"}, {Match: `^(?P<a>[-0-9.]+),(?P<b>[^,]*)`},
-		}}, 1},
-		"no match": {text.Config{Pattern: "^x(?P<x>.)"}, 0},
+	for name, config := range map[string]text.Config{
+		"line":      {},
+		"separator": {Separator: ","},
+		"names":     {Separator: ",", Names: []string{"a", "", "c", "d", "e"}, Types: map[string]string{"e": "number"}},
+		"spaces":    {Separator: " "},
+		"columns":   {Columns: []text.Column{{Name: "a", From: 1, To: 4}, {Name: "b", From: 6, To: 8}}},
+		"latin1":    {Encoding: "latin1"},
 	} {
-		_, d, err := text.New(c.config)
+		_, d, err := text.New(config)
 		if err != nil {
 			t.Fatal(err)
 		}
 		dst, wire := make([]point.Reading, 0, 16), []byte(line)
-		if got := testing.AllocsPerRun(100, func() { _, _, _ = d.Decode(dst, wire) }); got > c.most {
-			t.Errorf("%s: %v allocations, want %v", name, got, c.most)
+		if got := testing.AllocsPerRun(100, func() { _, _, _ = d.Decode(dst, wire) }); got != 0 {
+			t.Errorf("%s: %v allocations", name, got)
 		}
 	}
 }
