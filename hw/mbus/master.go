@@ -61,8 +61,8 @@ const (
 	repeatWindow = 2 * time.Second
 	// writeOff is how long after its request an answer may come.
 	writeOff = 10 * time.Second
-	// maxOwed is how many late answers are waited for.
-	maxOwed = 3
+	// maxLate is how many late answers are waited for.
+	maxLate = 3
 )
 
 // Master asks the units of one line. It is owned by one goroutine, starts none, and allocates nothing
@@ -78,6 +78,9 @@ type Master struct {
 	selected Address // by secondary addressing; the zero Address: none that is known of
 	chosen   bool    // selected holds
 	stats    Stats
+
+	ackLost   bool // an acknowledgement may be under way
+	ackLostAt time.Time
 
 	last   time.Time // the last byte on the line, sent or received
 	failed bool      // the last request went wrong
@@ -177,6 +180,9 @@ func (m *Master) read(ctx context.Context, a Address, u *unit) ([][]byte, error)
 	reachable := !a.secondary || m.chosen && m.selected == a
 	repeat := u.lost && reachable && m.now().Sub(u.lostAt) <= repeatWindow
 	u.lost = false
+	if m.now().Sub(u.lostAt) > writeOff {
+		u.owed = 0
+	}
 	if !repeat && (!u.ready || !reachable) {
 		if err := m.prepare(ctx, a, u); err != nil {
 			return nil, err
@@ -185,7 +191,7 @@ func (m *Master) read(ctx context.Context, a Address, u *unit) ([][]byte, error)
 	u.ready = false
 	m.store, m.ends = m.store[:0], m.ends[:0]
 	for n := range m.cfg.Telegrams {
-		frame, err := m.request(ctx, a, u)
+		frame, err := m.request(ctx, a, u, repeat && n == 0)
 		if err != nil {
 			u.lost, u.lostAt = n == 0 && !repeat, m.now()
 			u.deaf = u.deaf && u.lost
@@ -194,24 +200,29 @@ func (m *Master) read(ctx context.Context, a Address, u *unit) ([][]byte, error)
 		}
 		m.keep(frame)
 		if !More(frame) {
-			u.ready = n == 0
+			u.ready = n == 0 && u.owed == 0
 			return m.kept(), nil
 		}
 	}
 	return nil, ErrTooLong
 }
 
-// prepare makes the unit's next telegram the first of a read-out, asked for with FCB set.
-func (m *Master) prepare(ctx context.Context, a Address, u *unit) error {
+// prepare makes the unit's next telegram the first of a read-out, asked for with FCB set. Since a unit
+// answers in order, nothing that it owed can come after its acknowledgement.
+func (m *Master) prepare(ctx context.Context, a Address, u *unit) (err error) {
 	u.fcb = true
-	if a.secondary {
-		return m.choose(ctx, a)
-	}
-	if u.deaf { // some meters do not know SND_NKE
+	switch {
+	case a.secondary:
+		err = m.choose(ctx, a)
+	case u.deaf && u.owed == 0: // some meters do not know SND_NKE
 		return nil
+	default:
+		err = m.reset(ctx, a.primary)
+		u.deaf = errors.Is(err, ErrTimeout) && u.owed == 0
 	}
-	err := m.reset(ctx, a.primary)
-	u.deaf = errors.Is(err, ErrTimeout)
+	if err == nil {
+		u.owed = 0
+	}
 	return err
 }
 
@@ -231,7 +242,7 @@ func (m *Master) kept() [][]byte {
 }
 
 // request asks for one telegram. The frame count bit changes only when it has come.
-func (m *Master) request(ctx context.Context, a Address, u *unit) ([]byte, error) {
+func (m *Master) request(ctx context.Context, a Address, u *unit, repeat bool) ([]byte, error) {
 	c := ReqUD2
 	if u.fcb {
 		c |= fcb
@@ -244,38 +255,30 @@ func (m *Master) request(ctx context.Context, a Address, u *unit) ([]byte, error
 		w.to = networkAddress
 	}
 	m.tx = AppendShort(m.tx[:0], c, w.to)
-	if m.now().Sub(u.lostAt) > writeOff {
-		u.owed = 0
-	}
 	frame, err := m.exchange(ctx, &w)
-	if err == nil {
-		if u.owed == 0 && bytes.Equal(frame, u.last) { // a duplicate, or a unit that does not count its answers
-			u.owed = 1
-		}
-		frame, err = m.newest(ctx, u, &w, frame)
+	// The answer to a repeated request is that to the request before, whichever comes. Else what came
+	// before may have come again, with the present answer behind it; or the unit does not count its answers.
+	if err == nil && !repeat && bytes.Equal(frame, u.last) {
+		frame, err = m.newest(ctx, &w, frame)
 	}
 	switch {
 	case err == nil:
 		u.fcb = !u.fcb
 		u.last = append(u.last[:0], frame...)
 	case heard(err):
-		u.owed, u.lostAt = min(u.owed+1, maxOwed), m.now()
+		u.owed, u.lostAt = u.owed+1, m.now()
 	}
 	return frame, err
 }
 
-// newest returns frame, or where the unit still owes answers, the last that comes: nothing in a telegram
-// says which request it answers, but a unit answers in order.
-func (m *Master) newest(ctx context.Context, u *unit, w *wanted, frame []byte) ([]byte, error) {
-	for ; u.owed > 0; u.owed-- {
+// newest returns the last of the answers that come, frame being the first: nothing in a telegram says
+// which request it answers, but a unit answers in order.
+func (m *Master) newest(ctx context.Context, w *wanted, frame []byte) ([]byte, error) {
+	for range maxLate {
 		m.held = append(m.held[:0], frame...)
 		later, err := m.receive(ctx, w)
-		if err != nil {
-			return nil, err
-		}
-		if frame = m.held; later == nil {
-			u.owed = 0
-			break
+		if err != nil || later == nil {
+			return m.held, err
 		}
 		m.stats.Late++
 		frame = later
@@ -297,7 +300,22 @@ func (m *Master) Reset(ctx context.Context, a byte) error {
 
 func (m *Master) reset(ctx context.Context, a byte) error {
 	m.tx = AppendShort(m.tx[:0], SndNKE, a)
-	_, err := m.exchange(ctx, &wanted{ack: true})
+	return m.acknowledged(ctx)
+}
+
+// acknowledged sends tx and waits for E5. That byte says nothing of where it comes from: after one that
+// did not come, all that may still come is waited for.
+func (m *Master) acknowledged(ctx context.Context) error {
+	w := wanted{ack: true}
+	_, err := m.exchange(ctx, &w)
+	if err != nil {
+		m.ackLost, m.ackLostAt = true, m.now()
+		return err
+	}
+	if m.ackLost && m.now().Sub(m.ackLostAt) < writeOff {
+		_, err = m.newest(ctx, &w, nil)
+	}
+	m.ackLost = false
 	return err
 }
 
@@ -318,7 +336,7 @@ func (m *Master) choose(ctx context.Context, a Address) (err error) {
 	if m.tx, err = AppendLong(m.tx[:0], SndUD, networkAddress, ciSelect, a.mask[:]); err != nil {
 		return err
 	}
-	if _, err = m.exchange(ctx, &wanted{ack: true}); err != nil {
+	if err = m.acknowledged(ctx); err != nil {
 		return err
 	}
 	m.selected, m.chosen = a, true
@@ -347,7 +365,7 @@ func (m *Master) ApplicationReset(ctx context.Context, a Address, sub ...byte) (
 	if err == nil {
 		*u = unit{last: u.last, owed: u.owed, lostAt: u.lostAt}
 		if m.tx, err = AppendLong(m.tx[:0], SndUD, to, ciReset, sub); err == nil {
-			_, err = m.exchange(ctx, &wanted{ack: true})
+			err = m.acknowledged(ctx)
 		}
 	}
 	if err != nil {

@@ -83,8 +83,9 @@ func TestMasterRepeatsWithTheSameBit(t *testing.T) {
 		want  []C
 	}{
 		{1, 0, []C{ReqUD2, ReqUD2}},
-		{1, 0, []C{ReqUD2 | fcb, ReqUD2 | fcb}},
-		{2, 0, []C{ReqUD2, ReqUD2, SndNKE, ReqUD2 | fcb}},
+		{0, 0, []C{SndNKE, ReqUD2 | fcb}}, // two answers may be under way, one came
+		{0, 0, []C{ReqUD2}},
+		{2, 0, []C{ReqUD2 | fcb, ReqUD2 | fcb, SndNKE, ReqUD2 | fcb}},
 		{1, time.Minute, []C{ReqUD2, SndNKE, ReqUD2 | fcb}},
 		{0, time.Minute, []C{ReqUD2}},
 	} {
@@ -220,7 +221,7 @@ func TestMasterDropsLateAnswers(t *testing.T) {
 	ctx := context.Background()
 	good, random := 0, rand.New(rand.NewPCG(1, 2))
 	p.tamper = func(_, answer []byte) []byte {
-		if len(answer) > 1 && random.IntN(4) == 0 {
+		if len(answer) > 0 && random.IntN(4) == 0 {
 			p.late = bytes.Clone(answer)
 			return nil
 		}
@@ -231,7 +232,7 @@ func TestMasterDropsLateAnswers(t *testing.T) {
 		unit := meters[random.IntN(3)]
 		unit.bodies[0] = []byte{0x04, 0x13, byte(i), byte(i >> 8), unit.address, 0} // a counter, and whose
 		telegrams, err := m.Read(ctx, Primary(unit.address))
-		if errors.Is(err, ErrTimeout) || errors.Is(err, ErrMismatch) {
+		if err != nil && heard(err) {
 			continue
 		}
 		if err != nil {
@@ -243,7 +244,7 @@ func TestMasterDropsLateAnswers(t *testing.T) {
 		}
 		good++
 	}
-	if s := m.Stats(); good < 7000 || s.Foreign == 0 || s.Late == 0 {
+	if s := m.Stats(); good < 5000 || s.Foreign == 0 || s.Late == 0 {
 		t.Errorf("%d good; %+v", good, s)
 	}
 	t.Logf("10,000 read-outs: %d good, %d without an answer, 0 wrong; %+v", good, 10_000-good, m.Stats())

@@ -69,7 +69,7 @@ func (m *Master) identify(ctx context.Context, a Address) (h Header, err error) 
 	for range 2 {
 		var raw []byte
 		m.ends = m.ends[:0]
-		if raw, err = m.request(ctx, a, &u); err == nil {
+		if raw, err = m.request(ctx, a, &u, false); err == nil {
 			f := parse(raw)
 			if h, _, err = parseHeader(&f); errors.Is(err, ErrEncrypted) {
 				err = nil
