@@ -82,15 +82,24 @@ func BenchmarkCutter(b *testing.B) {
 // an end, and by a checksum that is not.
 func BenchmarkWorst(b *testing.B) {
 	for _, sum := range []string{"crc16-modbus", "crc16-ccitt-false", "crc32", "xor8"} {
-		b.Run("length/"+sum, func(b *testing.B) { // 0x0303 are 771 bytes
+		b.Run("length/"+sum, func(b *testing.B) { // 0x0707 are 1799 bytes
 			cutting(b, frame.Config{
-				Kind: "length", Start: "03", LengthAt: number(1), LengthSize: 2, Check: sum, LengthCounts: "frame",
-			}, bytes.Repeat([]byte{3}, 64<<10))
+				Kind: "length", Start: "07", LengthAt: number(1), LengthSize: 2, Check: sum, LengthCounts: "frame", MaxLength: 2048,
+			}, bytes.Repeat([]byte{7}, 64<<10))
 		})
 	}
-	escaped := append(bytes.Repeat([]byte{0x10, 2}, 500), 3, 0xff)
+	escaped := append(bytes.Repeat([]byte{0x10, 2}, 1000), 3, 0xff)
 	b.Run("stx-etx, all starts escaped", func(b *testing.B) {
-		cutting(b, frame.Config{Kind: "stx-etx", Escape: "10", Check: "xor8"}, bytes.Repeat(append([]byte{2}, escaped...), 64)[:62<<10])
+		cutting(b, frame.Config{Kind: "stx-etx", Escape: "10", Check: "xor8", MaxLength: 2048}, bytes.Repeat(append([]byte{2}, escaped...), 64)[:62<<10])
+	})
+	b.Run("stx-etx, no end", func(b *testing.B) {
+		cutting(b, frame.Config{Kind: "stx-etx", MaxLength: 65536}, append([]byte{2}, make([]byte, 64<<10-1)...))
+	})
+	b.Run("slip, all escaped", func(b *testing.B) {
+		cutting(b, frame.Config{Kind: "slip", MaxLength: 65536, Check: "crc16-modbus"}, append(bytes.Repeat([]byte{0xdb, 0xdc}, 32<<10-1), 0, 0xc0))
+	})
+	b.Run("two delimiters, none there", func(b *testing.B) {
+		cutting(b, frame.Config{Kind: "delimiter", Delimiters: []string{"0D 0A", "0B"}, MaxLength: 65536}, bytes.Repeat([]byte{0x0d}, 64<<10))
 	})
 }
 

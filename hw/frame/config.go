@@ -20,9 +20,9 @@ type Config struct {
 	// cobs or cobs-r (ends at a zero, consistent overhead byte stuffing), or silence (stands
 	// between two silences of the line). Required.
 	Kind string `toml:"kind"`
-	// Bytes that a frame may have, its marks and its check included; 2 to 65536, and for length
-	// without start to 4096. What is longer is counted and dropped. Not much more than the device
-	// sends is best: each byte of garbage may cost a check of so many. Not for fixed.
+	// Bytes that a frame may have, its marks and its check included; 2 to 65536, and to 2048 for
+	// fixed, length and stx-etx with a check, since each byte of garbage may cost them a check of
+	// so many. What is longer is counted and dropped. Not for fixed, which has size.
 	MaxLength int `toml:"max_length"`
 	// How long the line is silent between two frames, where nothing else marks them; for all
 	// others how long a frame may stall. Default "50ms" where nothing else marks them, else
@@ -73,13 +73,13 @@ type Config struct {
 const (
 	minLength = 2
 	maxLength = 1 << 16
-	// maxUnmarked bounds frames that may begin at any byte: garbage costs a check of so many
-	// bytes for each of its own.
-	maxUnmarked = 4096
-	minSilence  = 20 * time.Millisecond // operating system and adapters let bytes gather
-	maxSilence  = time.Minute
-	between     = 50 * time.Millisecond
-	stall       = 500 * time.Millisecond
+	// maxRetried bounds checked frames that are looked for again one byte further when the check
+	// is wrong: a flood at 921,600 baud must not cost more than 20 % of a core.
+	maxRetried = 2048
+	minSilence = 20 * time.Millisecond // operating system and adapters let bytes gather
+	maxSilence = time.Minute
+	between    = 50 * time.Millisecond
+	stall      = 500 * time.Millisecond
 )
 
 // Default returns the Config of a table that says no more than its kind.
@@ -204,6 +204,9 @@ func (c Config) compile() (*form, error) {
 	f := &form{kind: c.Kind, max: k.within("max_length", c.MaxLength, minLength, maxLength)}
 	f.marks = Marks{Start: k.bytes("start", c.Start), End: k.bytes("end", c.End)}
 	f.check = c.compileCheck(k, f)
+	if key := map[string]string{"fixed": "size", "length": "max_length", "stx-etx": "max_length"}[c.Kind]; key != "" && f.check != nil && c.MaxLength > maxRetried {
+		k.wrong(key, "", fmt.Errorf("%d bytes are too many with a check; %d are allowed", c.MaxLength, maxRetried))
+	}
 	switch c.Kind {
 	case "delimiter":
 		f.delimiters = c.compileDelimiters(k)
@@ -214,9 +217,6 @@ func (c Config) compile() (*form, error) {
 		f.gap = !f.marks.synchronise(f.check)
 		f.split = Fixed(f.max, f.marks, f.check)
 	case "length":
-		if f.max > maxUnmarked && len(f.marks.Start) == 0 {
-			k.wrong("max_length", "give the bytes that a frame begins with: start", fmt.Errorf("without a start, %d bytes are too many; %d are allowed", f.max, maxUnmarked))
-		}
 		f.gap = !f.marks.synchronise(f.check)
 		f.split = Length(c.lengthField(k, f), f.max, f.marks, f.check)
 	case "stx-etx":
