@@ -139,10 +139,10 @@ func (c *checker) codec(key string, p Point, at modbus.Address) (point.Type, boo
 		c.wrong(key+"type", "", err)
 		return point.Type{}, false
 	case at.Table.Bits() && !typ.Bit():
-		c.wrong(key+"type", "leave the key out", fmt.Errorf("a %s is a bit, not %s", at.Table, typ))
+		c.wrong(key+"type", "leave the key out", fmt.Errorf("what is in the table %s is a bit, not %s", at.Table, typ))
 	case !at.Table.Bits() && typ.Bit():
 		c.wrong(key+"type", `name the bit: "bit@0" is the least significant of the register`,
-			fmt.Errorf("a %s register has 16 bits", at.Table))
+			fmt.Errorf("a register has 16 bits, and %s names none", typ))
 	case int(at.Offset)+typ.Registers() > 1<<16:
 		c.wrong(key+"at", "", fmt.Errorf("%s does not fit between %d and the end of the table, 65535", typ, at.Offset))
 	}
@@ -174,7 +174,7 @@ func (c *checker) write(key string, w *Write, at modbus.Address, typ point.Type)
 	switch {
 	case w == nil:
 	case at.Table != modbus.Coils && at.Table != modbus.HoldingRegisters:
-		c.wrong(key, "only coils and holding registers can be written", fmt.Errorf("a %s is read only", at.Table))
+		c.wrong(key, "only coils and holding registers can be written", fmt.Errorf("the table %s is read only", at.Table))
 	case typ.ReadOnly():
 		c.wrong(key, "", fmt.Errorf("%s can only be read: no request changes some bits of two registers at once", typ))
 	case typ.Registers() > modbus.MaxWriteRegisters:

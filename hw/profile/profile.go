@@ -49,11 +49,13 @@ type Unit struct {
 
 // Summary is one line of a list of profiles.
 type Summary struct {
-	Name, Title, Manufacturer string
-	Models                    []string
-	Protocol                  string
-	Points                    int
+	Name         string   `json:"name"`
+	Title        string   `json:"title"`
+	Manufacturer string   `json:"manufacturer,omitempty"`
+	Models       []string `json:"models,omitempty"`
+	Protocol     string   `json:"protocol"`
+	Points       int      `json:"points"`
 	// File is the path of a file of the user's own, which goes before a profile of the same
 	// name that is built in; "" for one that is built in.
-	File string
+	File string `json:"file,omitempty"`
 }
