@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 type fix struct {
 	latitudes, longitudes, speeds []float64 // °, °, m/s
 	times                         []time.Time
+	void                          bool // a sentence had a position and said it is invalid
 }
 
 const knot = 1852.0 / 3600
@@ -24,6 +26,7 @@ const knot = 1852.0 / 3600
 func (f *fix) add(readings []point.Reading) {
 	for _, r := range readings {
 		if r.Bad != "" {
+			f.void = f.void || r.Point == "latitude"
 			continue
 		}
 		v, _ := r.Value.Float64()
@@ -61,16 +64,59 @@ type report struct {
 	Lat, Lon, Speed *float64
 }
 
-// Position, time and speed agree with what gpsd made of the same logs.
+// rollover is the time after which GPS weeks have the same number again. gpsd adds it to dates
+// that it thinks too old; Ferrule says what the receiver says.
+const rollover = 1024 * 7 * 24 * time.Hour
+
+// tally counts what was compared with gpsd's reports of time, position and velocity (TPV), and
+// what was not, and why.
+type tally struct {
+	Reports                                        int
+	Times, TimesRolledOver, TimesNone              int // none: the report has no time, or no sentence the date
+	Positions, PositionsNone, PositionsVoid        int // void: gpsd believes a GGA whose quality is 0
+	Speeds, SpeedsOfGPSD, SpeedsNone               int // of gpsd: no sentence of the moment had said one yet
+	PositionsOfNoTime                              int // among Positions: compared with the sentence before
+	WrongTimes, WrongPositions, WrongSpeeds, Lines int
+}
+
+// Position, time and speed agree with what gpsd made of the same logs: position to half a unit of
+// the last of its nine decimals, speed to half of its last of three, time to its millisecond.
 func TestCorpusAgreesWithGPSD(t *testing.T) {
 	logs := corpus(t)
 	var all tally
 	for _, log := range sorted(logs) {
-		epochs := make(map[time.Duration]*fix)
+		chk, err := os.ReadFile(filepath.Join(os.Getenv("FERRULE_CORPORA"), "nmea", log+".chk"))
+		if err != nil {
+			t.Fatal(err)
+		}
 		frames, _ := cut(Split, logs[log], 0, 0)
-		var d Decoder
-		current := &fix{}
-		for _, f := range frames {
+		all.walk(t, log, frames, chk)
+	}
+	if logs == nil {
+		return
+	}
+	t.Logf("compared with gpsd: %+v", all)
+	if all.WrongTimes+all.WrongPositions+all.WrongSpeeds > 0 || all.Positions < 2000 || all.Speeds < 1700 || all.Times < 2000 {
+		t.Errorf("disagreements, or too little compared: %+v", all)
+	}
+}
+
+// walk decodes the frames of one log up to each that gpsd echoes, and compares its reports.
+func (a *tally) walk(t *testing.T, log string, frames []string, chk []byte) {
+	var d Decoder
+	epochs := make(map[time.Duration]*fix)
+	current := &fix{}
+	for line := range bytes.Lines(chk) {
+		var r report
+		if json.Unmarshal(line, &r) == nil && r.Class != "" {
+			if r.Class == "TPV" {
+				a.compare(t, log, r, epochs, current)
+			}
+			continue
+		}
+		a.Lines++
+		n := slices.Index(frames, string(bytes.TrimSpace(line)))
+		for _, f := range frames[:n+1] {
 			_, readings, err := d.Decode(nil, []byte(f))
 			if err != nil {
 				t.Errorf("%s: %q: %v", log, f, err)
@@ -83,72 +129,65 @@ func TestCorpusAgreesWithGPSD(t *testing.T) {
 			}
 			current.add(readings)
 		}
-		chk, err := os.ReadFile(filepath.Join(os.Getenv("FERRULE_CORPORA"), "nmea", log+".chk"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range bytes.Lines(chk) {
-			var r report
-			if json.Unmarshal(line, &r) == nil && r.Class == "TPV" {
-				all.compare(t, log, r, epochs)
-			}
-		}
+		frames = frames[n+1:]
 	}
-	if logs != nil {
-		t.Logf("%+v", all)
-	}
-}
-
-type tally struct {
-	Reports, Timeless, NoEpoch     int
-	Times, Positions, Speeds       int
-	BadTime, BadPosition, BadSpeed int
 }
 
 func near(list []float64, want, tolerance float64) bool {
-	for _, v := range list {
-		if math.Abs(v-want) <= tolerance {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(list, func(v float64) bool { return math.Abs(v-want) <= tolerance })
 }
 
-func (a *tally) compare(t *testing.T, log string, r report, epochs map[time.Duration]*fix) {
+func (a *tally) compare(t *testing.T, log string, r report, epochs map[time.Duration]*fix, current *fix) {
 	a.Reports++
-	if r.Time == nil {
-		a.Timeless++
-		return
-	}
-	f := epochs[r.Time.Sub(r.Time.Truncate(24*time.Hour))]
-	if f == nil {
-		a.NoEpoch++
-		t.Logf("%s: no sentence of %v", log, r.Time)
-		return
-	}
-	if len(f.times) > 0 {
-		a.Times++
-		ok := false
-		for _, at := range f.times {
-			ok = ok || at.Sub(*r.Time).Abs() < time.Millisecond
-		}
-		if !ok {
-			a.BadTime++
-			t.Logf("%s: time %v, gpsd %v", log, f.times, r.Time)
+	f := current
+	if r.Time != nil {
+		if f = epochs[r.Time.Sub(r.Time.Truncate(24*time.Hour))]; f == nil {
+			t.Errorf("%s: no sentence of %v", log, r.Time)
+			return
 		}
 	}
-	if r.Lat != nil {
+	a.compareTime(t, log, r, f)
+	switch {
+	case r.Lat == nil:
+		a.PositionsNone++
+	case near(f.latitudes, *r.Lat, 0.5001e-9) && near(f.longitudes, *r.Lon, 0.5001e-9):
 		a.Positions++
-		if !near(f.latitudes, *r.Lat, 0.51e-9) || !near(f.longitudes, *r.Lon, 0.51e-9) {
-			a.BadPosition++
-			t.Logf("%s: %v: position %v %v, gpsd %v %v", log, r.Time, f.latitudes, f.longitudes, *r.Lat, *r.Lon)
+		if r.Time == nil {
+			a.PositionsOfNoTime++
 		}
+	case len(f.latitudes) == 0 && f.void:
+		a.PositionsVoid++
+		t.Logf("%s: gpsd takes a position that its sentence calls invalid: %v %v", log, *r.Lat, *r.Lon)
+	default:
+		a.WrongPositions++
+		t.Logf("%s: %v: position %v %v, gpsd %v %v", log, r.Time, f.latitudes, f.longitudes, *r.Lat, *r.Lon)
 	}
-	if r.Speed != nil {
+	switch {
+	case r.Speed == nil:
+		a.SpeedsNone++
+	case len(f.speeds) == 0: // computed from positions, or kept from the moment before
+		a.SpeedsOfGPSD++
+	case near(f.speeds, *r.Speed, 0.0005001):
 		a.Speeds++
-		if !near(f.speeds, *r.Speed, 0.00051) {
-			a.BadSpeed++
-			t.Logf("%s: %v: speed %v, gpsd %v", log, r.Time, f.speeds, *r.Speed)
-		}
+	default:
+		a.WrongSpeeds++
+		t.Logf("%s: %v: speed %v, gpsd %v", log, r.Time, f.speeds, *r.Speed)
+	}
+}
+
+func (a *tally) compareTime(t *testing.T, log string, r report, f *fix) {
+	is := func(shift time.Duration) bool {
+		return slices.ContainsFunc(f.times, func(at time.Time) bool { return at.Add(shift).Sub(*r.Time).Abs() < time.Millisecond })
+	}
+	switch {
+	case r.Time == nil || len(f.times) == 0:
+		a.TimesNone++
+	case is(0):
+		a.Times++
+	case is(rollover):
+		a.TimesRolledOver++
+	default:
+		a.WrongTimes++
+		t.Logf("%s: time %v, gpsd %v", log, f.times, r.Time)
 	}
 }

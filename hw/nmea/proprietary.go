@@ -103,6 +103,11 @@ var proprietary = map[string]*sentence{
 		{point: "magnetic_dip", at: 7, uom: "°"},
 		{point: "magnetic_field", at: 8},
 	}},
+	"PERC-GPavp": {title: "Ericsson: averaged position", fields: []field{
+		{point: "latitude", kind: kLatitude, at: 2, uom: "°"},
+		{point: "longitude", kind: kLongitude, at: 4, uom: "°"},
+		{point: "altitude", at: 6, uom: "m"},
+	}},
 	// SkyTraq binary messages, AN0028
 	"PSTI-030": {title: "SkyTraq: position and velocity", void: voidState(3, 13), fields: []field{
 		{point: "time", kind: kStamp, at: 2, arg: 12},
