@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"iter"
 	"math"
 	"os"
 	"path/filepath"
@@ -91,35 +92,42 @@ func TestCorpus(t *testing.T) {
 		unique(t, name, readings)
 		header, _ := ParseHeader(telegram)
 		compareHeader(t, name, &header, &want)
-		i := 0
-		for r, err := range d.Records(telegram) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			if i == len(want.Records) {
-				t.Errorf("%s: more than %d records", name, i)
-				break
-			}
-			records++
-			differences := compareRecord(&r, &want.Records[i])
-			if len(differences) == 0 {
-				equal++
-			}
-			for _, d := range differences {
-				if reason := libmbusIsWrong(&r, &want.Records[i]); reason != "" {
-					t.Logf("%s, record %d (%s, % X | % X): %s: %s", name, i, r.Point, r.Head, r.Data, d, reason)
-				} else {
-					t.Errorf("%s, record %d (%s, % X | % X): %s", name, i, r.Point, r.Head, r.Data, d)
-				}
-			}
-			i++
-		}
-		if i < len(want.Records) {
-			t.Errorf("%s: %d records, want %d", name, i, len(want.Records))
-		}
+		n, same := compareRecords(t, name, d.Records(telegram), want.Records)
+		records, equal = records+n, equal+same
 	}
 	t.Logf("%d frames seen and decoded, %d records compared, %d equal, %d not, for the reasons above",
 		len(files), records, equal, records-equal)
+}
+
+// compareRecords reports how many records there are, and how many say what libmbus says.
+func compareRecords(t *testing.T, name string, records iter.Seq2[Record, error], want []normalRecord) (n, equal int) {
+	for r, err := range records {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n == len(want) {
+			t.Errorf("%s: more than %d records", name, n)
+			break
+		}
+		differences := compareRecord(&r, &want[n])
+		if len(differences) == 0 {
+			equal++
+		}
+		for _, d := range differences {
+			reason := libmbusIsWrong(&r, &want[n])
+			text := fmt.Sprintf("%s, record %d (%s, % X | % X): %s: %s", name, n, r.Point, r.Head, r.Data, d, reason)
+			if reason == "" {
+				t.Error(text)
+			} else {
+				t.Log(text)
+			}
+		}
+		n++
+	}
+	if n < len(want) {
+		t.Errorf("%s: %d records, want %d", name, n, len(want))
+	}
+	return n, equal
 }
 
 func unique(t testing.TB, name string, readings []point.Reading) {
