@@ -11,10 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"ferrule/agent/config"
+	"ferrule/hw/frame"
+	"ferrule/hw/text"
 )
 
 var update = flag.Bool("update", false, "write docs/configuration.md anew")
@@ -35,7 +39,7 @@ func TestConfigurationDocs(t *testing.T) {
 	out.WriteString(docsHead)
 	fmt.Fprintf(&out, "```toml\n%s```\n", example)
 	w := docsWriter{out: &out, comments: make(map[string]map[string]string)}
-	if err := w.table("", reflect.ValueOf(config.Default())); err != nil {
+	if err := w.table("", reflect.ValueOf(config.Default()), false); err != nil {
 		t.Fatal(err)
 	}
 	if *update {
@@ -69,8 +73,8 @@ type docsWriter struct {
 	comments map[string]map[string]string // "package.Type" to field to comment
 }
 
-// table writes the keys of one struct, then the tables below it.
-func (w *docsWriter) table(path string, v reflect.Value) error {
+// table writes the keys of one struct, of which there may be a list, then the tables below it.
+func (w *docsWriter) table(path string, v reflect.Value, list bool) error {
 	comments, err := w.commentsOf(v.Type())
 	if err != nil {
 		return err
@@ -87,7 +91,7 @@ func (w *docsWriter) table(path string, v reflect.Value) error {
 			if value.Kind() == reflect.Struct {
 				element = value
 			}
-			below = append(below, func() error { return w.table(full, element) })
+			below = append(below, func() error { return w.table(full, element, value.Kind() == reflect.Slice) })
 			continue
 		}
 		comment := comments[field.Name]
@@ -97,7 +101,7 @@ func (w *docsWriter) table(path string, v reflect.Value) error {
 		fmt.Fprintf(&rows, "| `%s` | %s | %s |\n", key, defaultOf(value), comment)
 	}
 	if rows.Len() > 0 {
-		fmt.Fprintf(w.out, "\n## %s\n\n| key | default | meaning |\n|---|---|---|\n%s", heading(path, v), rows.String())
+		fmt.Fprintf(w.out, "\n## %s\n\n| key | default | meaning |\n|---|---|---|\n%s", heading(path, list), rows.String())
 	}
 	for _, table := range below {
 		if err := table(); err != nil {
@@ -107,11 +111,11 @@ func (w *docsWriter) table(path string, v reflect.Value) error {
 	return nil
 }
 
-func heading(path string, v reflect.Value) string {
+func heading(path string, list bool) string {
 	switch {
 	case path == "":
 		return "Top level"
-	case strings.HasPrefix(path, "line"):
+	case list:
 		return "`[[" + path + "]]`"
 	}
 	return "`[" + path + "]`"
@@ -125,7 +129,16 @@ func tableOf(t reflect.Type) (reflect.Value, bool) {
 	if t.Kind() != reflect.Struct || reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]()) {
 		return reflect.Value{}, false
 	}
+	if standard, ok := defaults[t]; ok {
+		return reflect.ValueOf(standard), true
+	}
 	return reflect.New(t).Elem(), true
+}
+
+// defaults are what tables mean that are absent unless somebody writes them.
+var defaults = map[reflect.Type]any{
+	reflect.TypeFor[text.Config]():  text.Default(),
+	reflect.TypeFor[frame.Config](): frame.Default(),
 }
 
 func defaultOf(v reflect.Value) string {
@@ -138,7 +151,7 @@ func defaultOf(v reflect.Value) string {
 		return ""
 	}
 	if v.Kind() == reflect.String {
-		return "`\"" + v.String() + "\"`"
+		return "`" + strconv.Quote(v.String()) + "`"
 	}
 	return fmt.Sprintf("`%v`", v.Interface())
 }
@@ -176,4 +189,49 @@ func (w *docsWriter) commentsOf(t reflect.Type) (map[string]string, error) {
 	}
 	w.comments[t.String()] = comments
 	return comments, nil
+}
+
+var tomlBlock = regexp.MustCompile("(?s)```toml\n(.*?)```")
+
+// Every configuration in the documents is one that works. A block that shows a part of a line is
+// tried in a whole one.
+func TestConfigurationsOfDocuments(t *testing.T) {
+	const head = "[session]\nbrokers = [\"mqtts://broker.example:8883\"]\n"
+	const line = "[[line]]\nname = \"line\"\nport = \"/dev/ttyS0\"\n"
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil || len(pages) < 5 {
+		t.Fatalf("%d pages, %v", len(pages), err)
+	}
+	tried := 0
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, block := range tomlBlock.FindAllSubmatch(text, -1) {
+			file := string(block[1])
+			if !strings.Contains(file, "[[line") && !strings.Contains(file, "[line") {
+				continue
+			}
+			if !strings.Contains(file, "[[line]]") {
+				whole := line
+				for _, protocol := range []string{"text", "frame"} {
+					if strings.Contains(file, "[line."+protocol) {
+						whole += "protocol = \"" + protocol + "\"\n"
+					}
+				}
+				file = whole + file
+			}
+			if !strings.Contains(file, "[session]") {
+				file = head + file
+			}
+			tried++
+			if _, err := config.Parse(filepath.Base(page), []byte(file)); err != nil {
+				t.Errorf("%s:\n%s\n%v", page, block[1], err)
+			}
+		}
+	}
+	if tried < 10 {
+		t.Errorf("only %d configurations were found", tried)
+	}
 }
