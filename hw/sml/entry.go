@@ -82,16 +82,14 @@ func (d *Decoder) value(name string, code obis.Code, unit, scaler, value element
 	if d.overflows && power(code) && value.kind == signed && len(value.bytes) <= 3 {
 		value.kind = unsigned
 	}
-	negative, magnitude, ok := value.integer()
-	if !ok {
-		reading.Bad = "invalid"
-		return reading
-	}
 	_, u, hasUnit := unit.integer()
+	reading.Uom = obis.Unit(uint8(min(u, 255)))
 	e, hasScaler := exponent(scaler)
+	negative, magnitude, ok := value.integer()
 	switch {
+	case !ok:
+		reading.Bad = "invalid"
 	case hasUnit || hasScaler:
-		reading.Uom = obis.Unit(uint8(min(u, 255)))
 		var err error
 		if reading.Value, err = obis.Decimal(negative, magnitude, e); err != nil {
 			reading.Bad = "invalid"

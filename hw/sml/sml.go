@@ -43,7 +43,7 @@ type Decoder struct {
 // Decode appends the readings of a transmission, as Split cuts it, to dst. name is the server id
 // as it is printed on the meter (DIN 43863-5): "1EMH0012345678"; or in hexadecimal where it is
 // of another form, or "" where there is none. Every message has a CRC of its own, which must be
-// right and of the same kind as that of the transmission.
+// right.
 func (d *Decoder) Decode(dst []point.Reading, transmission []byte) (name string, readings []point.Reading, err error) {
 	d.server, d.seconds, d.overflows, d.place = nil, false, false, 0
 	before := len(dst)
@@ -62,8 +62,7 @@ func (d *Decoder) transmission(dst []point.Reading, transmission []byte) ([]poin
 	if end < margin || !bytes.HasPrefix(transmission, begin) || !bytes.HasPrefix(transmission[end:], escape) || transmission[end+4] != endMark {
 		return dst, errFrame
 	}
-	crc := algorithmOf(transmission)
-	if crc == none {
+	if !sound(transmission) {
 		return dst, ErrChecksum
 	}
 	data := transmission[margin:end]
@@ -73,7 +72,7 @@ func (d *Decoder) transmission(dst []point.Reading, transmission []byte) ([]poin
 	}
 	r := reader{data: data}
 	for r.pad(); r.at < len(r.data); r.pad() {
-		dst = d.message(dst, &r, crc)
+		dst = d.message(dst, &r)
 	}
 	return dst, r.err
 }
@@ -94,7 +93,7 @@ const (
 
 // message reads transaction id, group, what to do after an error, body, CRC and end (SML 1.04,
 // 5.1). What other messages than the known ones say is passed over.
-func (d *Decoder) message(dst []point.Reading, r *reader, crc algorithm) []point.Reading {
+func (d *Decoder) message(dst []point.Reading, r *reader) []point.Reading {
 	from := r.at
 	if r.list(6) != 6 {
 		r.fail(errStructure)
@@ -110,7 +109,7 @@ func (d *Decoder) message(dst []point.Reading, r *reader, crc algorithm) []point
 	if r.err == nil && (!ok || sum > 0xffff) {
 		r.fail(errStructure)
 	}
-	if r.err == nil && match(covered, uint16(sum)>>8|uint16(sum)<<8) != crc {
+	if r.err == nil && !right(covered, uint16(sum)>>8|uint16(sum)<<8) {
 		r.fail(ErrChecksum)
 	}
 	if r.err != nil {
