@@ -443,3 +443,24 @@ func speedOf(t *testing.T, wire *os.File) int {
 	}
 	return int(attr.Ospeed)
 }
+
+// FuzzReadout gives any answers to the question and to the choice.
+func FuzzReadout(f *testing.F) {
+	f.Add([]byte("/XYZ5\r\n"), block(meterLines))
+	f.Add([]byte("/XYZA\r\n"), block("1.8.0(1*kWh)\r\n"))
+	f.Add([]byte("/?!\r\n/XYZ \r\n"), []byte("\x02!\x03\x22"))
+	f.Fuzz(func(t *testing.T, ident, data []byte) {
+		if len(ident)+len(data) > 4096 {
+			return
+		}
+		x := exchange{meter: func(m meter) {
+			m.hear("/?!\r\n")
+			m.say(string(ident))
+			m.say(string(data))
+		}}
+		got := x.run(t, 1)
+		if x.err != nil && got != "" || x.took > time.Minute {
+			t.Errorf("after %s: %v and readings\n%s", x.took, x.err, got)
+		}
+	})
+}

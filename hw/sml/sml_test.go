@@ -211,25 +211,25 @@ func TestDecodeRefuses(t *testing.T) {
 		data []byte
 		is   error
 	}{
-		"no bytes":                       {nil, nil},
-		"no beginning":                   {basic[1:], nil},
-		"no end":                         {basic[:len(basic)-1], nil},
-		"a wrong checksum":               {append(slices.Clone(basic[:len(basic)-1]), ^basic[len(basic)-1]), sml.ErrChecksum},
-		"a wrong checksum of a message":  {transmission(x25, wrong), sml.ErrChecksum},
-		"nested deeply":                  {transmission(x25, message(x25, 0x0501, deep)), nil},
-		"an unknown type":                {transmission(x25, message(x25, 0x0501, []byte{0x11})), nil},
-		"a length below the header":      {transmission(x25, message(x25, 0x0501, []byte{0x80, 0x01})), nil},
-		"an endless header":              {transmission(x25, message(x25, 0x0501, []byte{0xf0, 0x80, 0x80, 0x80, 0x80, 1})), nil},
-		"a list of too much":             {transmission(x25, message(x25, 0x0501, []byte{0xff, 0x8f, 0x0f})), nil},
-		"no message":                     {transmission(x25, list(none)), nil},
-		"a message of seven":             {transmission(x25, []byte{0x77, 1, 1, 1, 1, 1, 1, 1}), nil},
-		"a body of three":                {transmission(x25, message(x25, 0x0501, nil)[:6]), nil},
-		"a list without values":          {transmission(x25, message(x25, 0x0701, list(none, none, none))), nil},
-		"values that are no list":        {transmission(x25, message(x25, 0x0701, list(none, none, none, none, unsigned(1, 1), none, none))), nil},
-		"a server that is no string":     {transmission(x25, message(x25, 0x0701, list(none, unsigned(1, 1), none, none, list(), none, none))), nil},
-		"an entry that is no list":       {file(x25, emh, none, measured(1, 7, 0, 27, 0, unsigned(1, 1)), unsigned(1, 1)), nil},
-		"an entry of five":               {file(x25, emh, none, measured(1, 7, 0, 27, 0, unsigned(1, 1)), list(none, none, none, none, none)), nil},
-		"a status that is a list":        {file(x25, emh, none, entry(code(1, 7, 0), list(none), none, none, none, unsigned(1, 1))), nil},
+		"no bytes":                      {nil, nil},
+		"no beginning":                  {basic[1:], nil},
+		"no end":                        {basic[:len(basic)-1], nil},
+		"a wrong checksum":              {append(slices.Clone(basic[:len(basic)-1]), ^basic[len(basic)-1]), sml.ErrChecksum},
+		"a wrong checksum of a message": {transmission(x25, wrong), sml.ErrChecksum},
+		"nested deeply":                 {transmission(x25, message(x25, 0x0501, deep)), nil},
+		"an unknown type":               {transmission(x25, message(x25, 0x0501, []byte{0x11})), nil},
+		"a length below the header":     {transmission(x25, message(x25, 0x0501, []byte{0x80, 0x01})), nil},
+		"an endless header":             {transmission(x25, message(x25, 0x0501, []byte{0xf0, 0x80, 0x80, 0x80, 0x80, 1})), nil},
+		"a list of too much":            {transmission(x25, message(x25, 0x0501, []byte{0xff, 0x8f, 0x0f})), nil},
+		"no message":                    {transmission(x25, list(none)), nil},
+		"a message of seven":            {transmission(x25, []byte{0x77, 1, 1, 1, 1, 1, 1, 1}), nil},
+		"a body of three":               {transmission(x25, message(x25, 0x0501, nil)[:6]), nil},
+		"a list without values":         {transmission(x25, message(x25, 0x0701, list(none, none, none))), nil},
+		"values that are no list":       {transmission(x25, message(x25, 0x0701, list(none, none, none, none, unsigned(1, 1), none, none))), nil},
+		"a server that is no string":    {transmission(x25, message(x25, 0x0701, list(none, unsigned(1, 1), none, none, list(), none, none))), nil},
+		"an entry that is no list":      {file(x25, emh, none, measured(1, 7, 0, 27, 0, unsigned(1, 1)), unsigned(1, 1)), nil},
+		"an entry of five":              {file(x25, emh, none, measured(1, 7, 0, 27, 0, unsigned(1, 1)), list(none, none, none, none, none)), nil},
+		"a status that is a list":       {file(x25, emh, none, entry(code(1, 7, 0), list(none), none, none, none, unsigned(1, 1))), nil},
 	} {
 		var d sml.Decoder
 		before := []point.Reading{{Point: "before"}}
@@ -374,6 +374,25 @@ func BenchmarkDecode(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		c.Feed(basic, func(f []byte) { _, dst, _ = d.Decode(dst[:0], f) })
+	}
+}
+
+// BenchmarkFlood shows what garbage costs in the chunks of an adapter; 921,600 baud are 0.09 MB/s.
+func BenchmarkFlood(b *testing.B) {
+	start := basic[:8]
+	for name, piece := range map[string][]byte{
+		"escapes": {0x1b}, "beginnings": start, "zeros": {0}, "no end": basic[:len(basic)-8], "wrong CRCs": append(slices.Clone(start), 0x1b, 0x1b, 0x1b, 0x1b, 0x1a, 0, 0, 0),
+	} {
+		b.Run(name, func(b *testing.B) {
+			flood := append(slices.Clone(start), bytes.Repeat(piece, 64<<10/len(piece))...)
+			c := frame.NewCutter(sml.Split, sml.MaxFrame)
+			b.SetBytes(int64(len(flood)))
+			for b.Loop() {
+				for chunk := range slices.Chunk(flood, 64) {
+					c.Feed(chunk, func([]byte) {})
+				}
+			}
+		})
 	}
 }
 
