@@ -122,14 +122,33 @@ func printOutbox(w io.Writer, s outbox.Status) {
 }
 
 func printLine(w io.Writer, s hw.Status) {
-	fmt.Fprintf(w, "line %s\t%s, %s %s, %d polls, load %.1f %%%s\n", s.Name, s.State, s.Port, s.Settings, s.Polls, s.LoadPercent, errorCounts(s.Errors))
-	for _, unit := range s.Units {
-		fmt.Fprintf(w, "  %s\t%s, %d polls%s", unit.Name, unit.State, unit.Polls, errorCounts(unit.Errors))
-		if unit.LastError != "" {
-			fmt.Fprintf(w, ", last error: %s", unit.LastError)
-		}
-		fmt.Fprintln(w)
+	what := fmt.Sprintf("%d polls, load %.1f %%", s.Polls, s.LoadPercent)
+	if s.Role != hw.Master {
+		what = fmt.Sprintf("%d times heard", s.Polls)
 	}
+	fmt.Fprintf(w, "line %s\t%s, %s, %s %s, %s%s%s\n", s.Name, s.State, s.Protocol, s.Port, s.Settings, what, errorCounts(s.Errors),
+		lastError(s.LastError, s.LastFrame))
+	if s.Problem != "" {
+		fmt.Fprintf(w, "\tPROBLEM: %s\n", s.Problem)
+	}
+	for _, unit := range s.Units {
+		fmt.Fprintf(w, "  %s\t%s, %d polls%s%s\n", unit.Name, unit.State, unit.Polls, errorCounts(unit.Errors),
+			lastError(unit.LastError, unit.LastFrame))
+	}
+}
+
+// lastError is the last error and the bytes that were wrong, as far as a line of text can show them.
+func lastError(text, frame string) string {
+	const most = 64
+	switch {
+	case text == "":
+		return ""
+	case frame == "":
+		return ", last error: " + text
+	case len(frame) > most:
+		frame = frame[:most] + "…"
+	}
+	return ", last error: " + text + ", last wrong frame: " + frame
 }
 
 func errorCounts(counts map[string]uint64) string {
