@@ -84,7 +84,11 @@ func (l *Library) read(directory string) error {
 // readFile reads the profile name of files; shown is what errors call it.
 func readFile(files fs.FS, name, shown string) (Profile, error) {
 	info, err := fs.Stat(files, name)
-	if err == nil && info.Size() > maxFile {
+	switch {
+	case err != nil:
+	case !info.Mode().IsRegular():
+		err = fmt.Errorf("%s is no file", shown)
+	case info.Size() > maxFile:
 		err = fmt.Errorf("%s is larger than %s", shown, quantity.Size(maxFile))
 	}
 	if err != nil {

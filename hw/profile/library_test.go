@@ -1,6 +1,7 @@
 package profile_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -229,6 +230,73 @@ func TestUnknownProfilesNameTheNearest(t *testing.T) {
 	}
 }
 
+// What registers hold, and what is read of them: one value of each kind of each make.
+func TestKnownValues(t *testing.T) {
+	l, err := profile.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ profile, point, raw, want string }{
+		{"abb-b-series", "voltage_l1", "000008fd", "230.1"},
+		{"abb-b-series", "voltage_l2", "ffffffff", "nan"},
+		{"abb-b-series", "power", "ffffff9c", "-1.0"},
+		{"abb-b-series", "power", "7fffffff", "nan"},
+		{"abb-b-series", "energy_import", "000000000001e240", "1234.56"},
+		{"abb-b-series", "power_factor", "fc18", "-1.0"},
+		{"bernecker-mpm3pm", "frequency", "00001388", "50.0"},
+		{"bgetech-ds100", "voltage_l1", "000382d4", "230.1"},
+		{"bgetech-ds100", "power", "fffffc18", "-1000"},
+		{"carlo-gavazzi-em24", "voltage_l1", "08fd0000", "230.1"},
+		{"carlo-gavazzi-em340", "power", "fff6ffff", "-1.0"},
+		{"chint-dtsu666", "voltage_l1", "450fd000", "230.1"},
+		{"chint-dtsu666", "frequency", "459c4000", "50.0"},
+		{"dzg-dvh4013", "energy_import", "0000303a", "12.346"},
+		{"eastron-sdm630", "voltage_l1", "43660a3d", "230.04"},
+		{"eltako-dsz15dzmod", "power", "ffffffff", "-1"},
+		{"finder-7m38", "energy_import", "449a5000", "1.2345"},
+		{"inepro-pro380", "power", "3f9e0419", "1234.5"},
+		{"janitza-b23", "energy_export", "447a0000", "1.0"},
+		{"lovato-dmg610", "current_l1", "000186a0", "10.0"},
+		{"orno-we-504", "voltage", "08fd", "230.1"},
+		{"orno-we-514", "power", "000004d2", "1234"},
+		{"orno-we-516", "power", "3f9e0419", "1234.5"},
+		{"orno-we-525", "energy_import", "0001e240", "1234.56"},
+		{"saia-ale3", "power", "0064", "1000.0"},
+		{"schneider-iem3000", "energy_import", "000000000001e240", "123.456"},
+		{"siemens-pac2200", "energy_import", "40fe240000000000", "123.456"},
+		{"solaredge-se-mtr-3y", "voltage_l1", "0a3d4366", "230.04"},
+		{"wago-879-30xx", "frequency", "42480000", "50.0"},
+	} {
+		p, err := l.Get(test.profile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(p.Points, func(q profile.Point) bool { return q.Name == test.point })
+		if got := decode(t, p.Points[i], test.raw); got != test.want {
+			t.Errorf("%s: %s of %s is %s; want %s", test.profile, test.point, test.raw, got, test.want)
+		}
+	}
+}
+
+func decode(t *testing.T, q profile.Point, digits string) string {
+	t.Helper()
+	raw, err := hex.DecodeString(digits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	typ, _ := point.ParseType(q.Type)
+	order, _ := point.ParseOrder(q.Order)
+	codec, err := point.NewCodec(point.Spec{Type: typ, Order: order, Scale: q.Scale, Offset: q.Offset, NaN: q.NaN})
+	if err != nil || len(raw) != 2*typ.Registers() {
+		t.Fatalf("%s: %d bytes for %s, %v", q.Name, len(raw), typ, err)
+	}
+	v, err := codec.Decode(raw)
+	if errors.Is(err, point.ErrNaN) {
+		return "nan"
+	}
+	return v.String()
+}
+
 func TestDirectories(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none")
 	l, err := profile.Load(missing)
@@ -278,6 +346,7 @@ func TestMistakes(t *testing.T) {
 		{"[[point]]\n", "[unit]\naddress = 248\n[[point]]\n", `acme-1.toml:6:1: address: 248 is none of`, ""},
 		{"[[point]]\n", "[unit]\nholes = \"no\"\n[[point]]\n", `acme-1.toml:6:1: holes: "no" is none of`, ""},
 		{"[[point]]\n", "unit = { turnaround = \"2s\" }\n[[point]]\n", `acme-1.toml:5:1: turnaround: 2s is not between`, ""},
+		{own[strings.Index(own, "[[point]]"):], "point = [\n  { name = \"a\", at = \"nowhere\" },\n]\n", `acme-1.toml:5:1: at: `, ""},
 		{"[[point]]\n", "unit.timeout = \"1ms\"\n[[point]]\n", `acme-1.toml:5:1: timeout: 1ms is not between`, ""},
 	} {
 		if !strings.Contains(own, test.old) {

@@ -66,17 +66,17 @@ func pathOf(parser *unstable.Parser, e *unstable.Node) (path string, at place) {
 	return strings.Join(parts, "."), at
 }
 
-// of returns the place of the key, or the nearest thing that is in the file: its table, or the
-// beginning.
+// of returns the place of the key, or of the nearest thing that is in the file: its table, the
+// array that its table is written in, or the beginning.
 func (p places) of(key string) place {
 	for {
 		if at, ok := p[key]; ok {
 			return at
 		}
-		dot := strings.LastIndexByte(key, '.')
-		if dot < 0 {
+		end := strings.LastIndexAny(key, ".[")
+		if end < 0 {
 			return place{1, 1}
 		}
-		key = key[:dot]
+		key = key[:end]
 	}
 }

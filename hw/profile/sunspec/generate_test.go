@@ -63,7 +63,7 @@ func TestModelsAreTheAlliances(t *testing.T) {
 const head = `# SunSpec information models, one block for each, in a form of ours.
 # Made by: go test ./hw/profile/sunspec -update, from github.com/sunspec/models (json).
 # Copyright SunSpec Alliance; licensed under the Apache License, Version 2.0, which is at
-# https://www.apache.org/licenses/LICENSE-2.0. Changed: names, units of measure and the form.
+# https://www.apache.org/licenses/LICENSE-2.0 and beside this file in LICENSE-models. Changed: names, units of measure and the form.
 #
 # model ID WORD TITLE      WORD sets its points apart from those of other models of a unit
 # = ID                     the fields are those of that model
