@@ -57,6 +57,9 @@ func writeMetrics(w io.Writer, s Status) {
 func writeLineMetrics(w io.Writer, line hw.Status) {
 	metrics.WriteGaugeFloat64(w, fmt.Sprintf("ferrule_line_up{line=%q}", line.Name), number(line.State == hw.StateUp))
 	metrics.WriteGaugeFloat64(w, fmt.Sprintf("ferrule_line_load_ratio{line=%q}", line.Name), line.LoadPercent/100)
+	for _, kind := range slices.Sorted(maps.Keys(line.Errors)) {
+		metrics.WriteCounterUint64(w, fmt.Sprintf("ferrule_line_errors_total{line=%q,kind=%q}", line.Name, kind), line.Errors[kind])
+	}
 	for _, unit := range line.Units {
 		labels := fmt.Sprintf("line=%q,unit=%q", line.Name, unit.Name)
 		metrics.WriteCounterUint64(w, "ferrule_polls_total{"+labels+"}", unit.Polls)
