@@ -97,8 +97,8 @@ var rooms = map[string]arrows{
 	"hw/point":           {},
 	"hw/port":            {},
 	"hw/profile":         {"hw/modbus": "checks the addresses of a profile", "hw/point": "checks its types"},
-	"hw/profile/sunspec": {"hw/profile": "gives the points of a model", "hw/modbus": "names registers"},
 	"hw/sml":             {"hw/frame": "cuts transmissions", "hw/obis": "names points", "hw/point": "gives readings"},
+	"hw/sunspec":         {"hw/profile": "gives the points of a model", "hw/modbus": "names registers"},
 	"hw/text":            {"hw/frame": "cuts lines", "hw/point": "gives readings"},
 	"hw/vedirect":        {"hw/frame": "cuts blocks", "hw/point": "gives readings"},
 

@@ -9,7 +9,7 @@ import (
 
 	"ferrule/hw/modbus"
 	"ferrule/hw/profile"
-	"ferrule/hw/profile/sunspec"
+	"ferrule/hw/sunspec"
 )
 
 // sunSpec is the profile of units that describe themselves.

@@ -8,7 +8,7 @@ import (
 	"ferrule/hw/dsmr"
 	"ferrule/hw/mbus"
 	"ferrule/hw/modbus"
-	"ferrule/hw/profile/sunspec"
+	"ferrule/hw/sunspec"
 )
 
 // driver asks the units of a polled line, in one protocol, over an open port. It is used by the

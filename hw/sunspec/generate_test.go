@@ -56,12 +56,12 @@ func TestModelsAreTheAlliances(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(have, g.out.Bytes()) {
-		t.Error("models.txt is not what the models say; run: go test ./hw/profile/sunspec -update")
+		t.Error("models.txt is not what the models say; run: go test ./hw/sunspec -update")
 	}
 }
 
 const head = `# SunSpec information models, one block for each, in a form of ours.
-# Made by: go test ./hw/profile/sunspec -update, from github.com/sunspec/models (json).
+# Made by: go test ./hw/sunspec -update, from github.com/sunspec/models (json).
 # Copyright SunSpec Alliance; licensed under the Apache License, Version 2.0, which is at
 # https://www.apache.org/licenses/LICENSE-2.0 and beside this file in LICENSE-models. Changed: names, units of measure and the form.
 #
