@@ -96,7 +96,7 @@ func TestCorpusAgreesWithGPSD(t *testing.T) {
 		return
 	}
 	t.Logf("compared with gpsd: %+v", all)
-	if all.WrongTimes+all.WrongPositions+all.WrongSpeeds > 0 || all.Positions < 2000 || all.Speeds < 1700 || all.Times < 2000 {
+	if all.WrongTimes+all.WrongPositions+all.WrongSpeeds > 0 || all.Positions < 2000 || all.Speeds < 1800 || all.Times < 1800 {
 		t.Errorf("disagreements, or too little compared: %+v", all)
 	}
 }

@@ -103,7 +103,7 @@ func wind(d *Decoder, dst []point.Reading) []point.Reading {
 	}
 	for i := range fields {
 		if refused(d.field(5)) {
-			dst = append(dst, point.Reading{Point: fields[i].point, Bad: "invalid"})
+			dst = append(dst, point.Reading{Point: fields[i].point, Bad: "invalid", Uom: fields[i].uom})
 			continue
 		}
 		dst = fields[i].read(d, dst)

@@ -59,7 +59,10 @@ func (d *Decoder) Decode(dst []point.Reading, frame []byte) (name string, readin
 }
 
 func (d *Decoder) sentence(dst []point.Reading, frame []byte) (string, []point.Reading, error) {
-	body := bytes.TrimRight(frame[1:], "\r\n")
+	body := frame[1:]
+	for len(body) > 0 && lineEnd(body[len(body)-1]) {
+		body = body[:len(body)-1]
+	}
 	if star := len(body) - 3; star >= 0 && body[star] == '*' {
 		stated, digits := hexAt(body[star+1:])
 		if body = body[:star]; digits < 2 || stated != xor(body) {

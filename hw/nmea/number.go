@@ -13,10 +13,11 @@ const maxPlaces = 12
 // tens holds powers of ten, which are exact as float64, too.
 var tens = [...]int64{1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12}
 
-// decimal is the number m / 10^places.
+// decimal is the number m / 10^places; rest says that digits behind them were left out.
 type decimal struct {
 	m      int64
 	places int
+	rest   bool
 }
 
 // parseDecimal reads a number as NMEA writes it: sign, digits, point; blanks around it are fill.
@@ -36,6 +37,7 @@ func parseDecimal(b []byte) (decimal, bool) {
 			digits++
 			if point {
 				if d.places == maxPlaces {
+					d.rest = d.rest || c != '0'
 					continue
 				}
 				d.places++
@@ -73,7 +75,7 @@ func (d decimal) float() float64 { return float64(d.m) / float64(tens[d.places])
 // number reads a number as a float64 Value.
 func number(b []byte) (point.Value, bool) {
 	d, ok := parseDecimal(b)
-	if ok && d.m < 1<<53 && d.m > -1<<53 {
+	if ok && !d.rest && d.m < 1<<53 && d.m > -1<<53 {
 		return float(d.float())
 	}
 	if !ok && !numeric(trim(b)) {

@@ -1,6 +1,10 @@
 package nmea
 
-import "ferrule/hw/frame"
+import (
+	"encoding/binary"
+
+	"ferrule/hw/frame"
+)
 
 const (
 	// MaxFrame is the size of the longest frame in bytes: a UBX message with 8184 bytes of
@@ -65,8 +69,8 @@ func splitSentence(data []byte, unchecked bool) frame.Cut {
 	if !addressed(data) {
 		return frame.Cut{Skip: 1}
 	}
-	var sum byte
-	for i := 1; i < len(data); i++ {
+	start, sum := plain(data)
+	for i := start; i < len(data); i++ {
 		c := data[i]
 		if c < ' ' || i == maxSentence-2 {
 			return giveUp(data[:i+1], unchecked)
@@ -82,6 +86,32 @@ func splitSentence(data []byte, unchecked bool) frame.Cut {
 		sum ^= c
 	}
 	return frame.Cut{}
+}
+
+// plain returns where the first * or control byte of a sentence may be, at most 7 bytes too
+// early, and the checksum up to there. It looks at eight bytes at once: this is where a decoder
+// of NMEA spends its time.
+func plain(data []byte) (end int, sum byte) {
+	var sums uint64
+	for end = 1; end+8 <= len(data) && end < maxSentence-16; end += 8 {
+		w := binary.LittleEndian.Uint64(data[end:])
+		star := w ^ ones*'*'
+		if ((w-ones*' ')&^w|(star-ones)&^star)&(ones<<7) != 0 {
+			break
+		}
+		sums ^= w
+	}
+	return end, fold(sums)
+}
+
+// ones has the value 1 in each of eight bytes.
+const ones = 0x0101010101010101
+
+// fold is the checksum of eight bytes.
+func fold(w uint64) byte {
+	w ^= w >> 32
+	w ^= w >> 16
+	return byte(w ^ w>>8)
 }
 
 // addressed tells whether the bytes behind a $ or ! can still be the address of a sentence. Some
@@ -171,7 +201,11 @@ func checkTag(block []byte) frame.Cut {
 
 // xor is the checksum of sentences (IEC 61162-1, 7.2.6).
 func xor(data []byte) byte {
-	var sum byte
+	var sums uint64
+	for ; len(data) >= 8; data = data[8:] {
+		sums ^= binary.LittleEndian.Uint64(data)
+	}
+	sum := fold(sums)
 	for _, c := range data {
 		sum ^= c
 	}
