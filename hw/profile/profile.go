@@ -28,8 +28,8 @@ type Profile struct {
 // Unit is [unit] of a profile: keys of a [[line.unit]] as the meter needs them. What the
 // configuration says goes before.
 type Unit struct {
-	// Settings that the maker ships the meter with: "9600 8N1". They are a hint for ferrule
-	// scan and for people; a line's own settings hold.
+	// Settings that the maker ships the meter with: "9600 8N1". They are a hint for people; a
+	// line's own settings hold.
 	Settings string `toml:"settings"`
 	// Address that the maker ships the meter with; a hint like settings. 0: not known.
 	Address int `toml:"address"`
