@@ -407,9 +407,27 @@ func FuzzSML(f *testing.F) {
 		frametest.Check(t, sml.Split, sml.MaxFrame, data, basic, quirky)
 		var d sml.Decoder
 		d.Decode(nil, data)
-		// What is inside is tried with checksums that are right, which no fuzzer would find.
-		if _, readings, err := d.Decode(nil, transmission(x25, message(x25, 0x0701, data))); err == nil && len(readings) > 3*len(data) {
-			t.Errorf("%d bytes give %d readings", len(data), len(readings))
+	})
+}
+
+// FuzzList tries what is inside with checksums that are right, which no fuzzer would find.
+func FuzzList(f *testing.F) {
+	f.Add(values(emh, seconds(5), measured(1, 8, 0, 30, -1, unsigned(4, 1234)), entry(code(96, 1, 0), none, timestamp(1700000000), none, none, octets(emh...))))
+	f.Add(values(emh, none, measured(16, 7, 0, 27, -2, signed(2, -1))))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if len(body) > sml.MaxFrame/2 {
+			return
+		}
+		for _, tag := range []uint64{0x0101, 0x0701, 0xff01} {
+			data := transmission(x25, message(x25, tag, body))
+			var d sml.Decoder
+			_, readings, err := d.Decode(nil, data)
+			if err != nil && len(readings) > 0 || len(readings) > 3*len(data) {
+				t.Errorf("%d bytes give %d readings, %v", len(data), len(readings), err)
+			}
+			if stats, _ := cut(data); stats.Frames != 1 {
+				t.Errorf("a transmission with right checksums is cut into %+v", stats)
+			}
 		}
 	})
 }
