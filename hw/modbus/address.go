@@ -47,6 +47,16 @@ func (t Table) readFunction() Function {
 	return ReadHoldingRegisters
 }
 
+// Reads returns the table that a function reads, of functions 1 to 4.
+func (f Function) Reads() (t Table, reads bool) {
+	for _, t := range [...]Table{Coils, DiscreteInputs, InputRegisters, HoldingRegisters} {
+		if t.readFunction() == f {
+			return t, true
+		}
+	}
+	return 0, false
+}
+
 // Address is where a bit or a register lies; Offset counts from 0, as on the wire.
 type Address struct {
 	Table  Table

@@ -122,6 +122,10 @@ func allFunctions() []modbus.Request {
 		{Unit: 3, Function: 16, Address: 7, Count: 2, Data: []byte{1, 2, 3, 4}},
 		{Unit: 3, Function: 22, Address: 7, And: 0xf0, Or: 0x25},
 		{Unit: 3, Function: 23, Address: 7, Count: 2, WriteAddress: 9, Data: []byte{1, 2}},
+		modbus.RecordRequest(modbus.ReadFileRecord, 3, modbus.Record{File: 4, Number: 1, Count: 2}, modbus.Record{File: 5, Number: 9, Count: 1}),
+		modbus.RecordRequest(modbus.WriteFileRecord, 3, modbus.Record{File: 4, Number: 1, Count: 1, Data: []byte{7, 8}}),
+		{Unit: 3, Function: 24, Address: 7},
+		{Unit: 3, Function: 43, Objects: modbus.RegularObjects},
 	}
 }
 

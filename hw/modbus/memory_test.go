@@ -19,6 +19,7 @@ type memoryLine struct {
 	in       []byte
 	deadline time.Time
 	alarm    *time.Timer
+	over     error
 }
 
 type arrival struct {
@@ -35,13 +36,26 @@ func newMemoryLine(react func([]byte) []arrival) *memoryLine {
 func (l *memoryLine) Write(p []byte) (int, error) {
 	for _, a := range l.react(append([]byte(nil), p...)) {
 		time.AfterFunc(a.after, func() {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			l.in = append(l.in, a.bytes...)
-			l.change.Broadcast()
+			l.push(a.bytes)
 		})
 	}
 	return len(p), nil
+}
+
+// push has bytes arrive now.
+func (l *memoryLine) push(p []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.in = append(l.in, p...)
+	l.change.Broadcast()
+}
+
+// end fails all reads from now on.
+func (l *memoryLine) end(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = err
+	l.change.Broadcast()
 }
 
 func (l *memoryLine) Read(p []byte) (int, error) {
@@ -55,6 +69,9 @@ func (l *memoryLine) Read(p []byte) (int, error) {
 			n := copy(p, l.in)
 			l.in = append(l.in[:0], l.in[n:]...)
 			return n, nil
+		}
+		if l.over != nil {
+			return 0, l.over
 		}
 		l.change.Wait()
 	}

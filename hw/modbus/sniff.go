@@ -52,6 +52,8 @@ type Sniffer struct {
 	out     func(Transaction)
 	stats   SnifferStats
 	units   [256]*unit
+	late    [256][6]byte // digest of the last answer of each unit that came late
+	taken   [256][6]byte // and of the last that was taken
 
 	waiting bool // a request waits for its answer
 	request Request
@@ -183,9 +185,12 @@ func (s *Sniffer) hearRequest(frame []byte) {
 
 func (s *Sniffer) hearReply(frame []byte) {
 	u := s.unit(frame[0])
-	u.debts.heard = s.last
-	if u.debts.settle(frame) {
-		s.stats.Late++
+	took := max(s.last.Sub(s.ended), 0)
+	if s.isLate(u, frame) {
+		return
+	}
+	if least := s.timing.T35 + s.timing.Chars(s.framing.onWire(len(frame))); took < least && digest(frame) == s.taken[frame[0]] {
+		s.stats.Late++ // the last answer once more: the unit cannot have answered this request yet
 		return
 	}
 	answer, err := DecodeResponse(s.request, frame)
@@ -195,7 +200,7 @@ func (s *Sniffer) hearReply(frame []byte) {
 		return
 	}
 	u.debts.n = 0
-	took := max(s.last.Sub(s.ended), 0)
+	s.late[frame[0]], s.taken[frame[0]] = [6]byte{}, digest(frame)
 	u.learn(took - s.timing.Chars(s.framing.onWire(len(frame))))
 	s.stats.Answered++
 	if answer.Exception != 0 {
@@ -205,17 +210,23 @@ func (s *Sniffer) hearReply(frame []byte) {
 }
 
 func (s *Sniffer) hearStray(frame []byte) {
-	u := s.units[frame[0]]
-	if u == nil {
+	if u := s.units[frame[0]]; u == nil || !s.isLate(u, frame) {
 		s.stats.Strays++
-		return
 	}
+}
+
+// isLate settles what u owed with an answer, if it owed any such. One that is the same bytes as the
+// last late one may be that once more.
+func (s *Sniffer) isLate(u *unit, frame []byte) bool {
 	u.debts.heard = s.last
-	if u.debts.settle(frame) {
-		s.stats.Late++
-		return
+	if id := digest(frame); s.late[frame[0]] != id {
+		if !u.debts.settle(frame) {
+			return false
+		}
+		s.late[frame[0]] = id
 	}
-	s.stats.Strays++
+	s.stats.Late++
+	return true
 }
 
 // Sniff listens on p until ctx ends or the port fails, whose error it returns, and calls out with
