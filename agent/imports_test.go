@@ -111,6 +111,7 @@ var rooms = map[string]arrows{
 	"internal/hint":          {},
 	"internal/quantity":      {},
 	"internal/record":        {},
+	"internal/strict":        {},
 }
 
 // library is a module of others, or a package of Go's own that needs a reason.
@@ -129,7 +130,7 @@ var libraries = map[string]library{
 	"github.com/google/go-cmp":            {tests: true, why: "compares structs in tests"},
 	"github.com/google/go-tpm":            {by: []string{"tpm", "tpm/tpmtest"}, why: "one package owns the TPM's wire format"},
 	"github.com/mochi-mqtt/server/v2":     {by: []string{"agent/agenttest"}, why: "the broker of the cloud in a box"},
-	"github.com/pelletier/go-toml/v2":     {by: []string{"agent/config", "hw/profile"}, why: "reads the configuration and the profiles"},
+	"github.com/pelletier/go-toml/v2":     {by: []string{"internal/strict"}, why: "reads the configuration and the profiles"},
 	"github.com/rogpeppe/go-internal":     {tests: true, why: "testscript runs the real programs"},
 	"github.com/thejerf/suture/v4":        {by: []string{"agent"}, why: "supervises the parts"},
 	"go.bug.st/serial":                    {by: []string{"hw/port"}, why: "one package opens serial ports"},

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"ferrule/agent/encode"
 	"ferrule/agent/enroll"
@@ -20,12 +21,16 @@ import (
 	"ferrule/hw/profile"
 	"ferrule/internal/hint"
 	"ferrule/internal/quantity"
+	"ferrule/internal/strict"
 )
 
 // DefaultPath is where the configuration lies unless --config says otherwise.
 const DefaultPath = "/etc/ferrule/ferrule.toml"
 
-const defaultProfileDir = "/etc/ferrule/profiles"
+const (
+	defaultProfileDir = "/etc/ferrule/profiles"
+	defaultGrace      = 10 * time.Second
+)
 
 // maxFile bounds what is read of a configuration file, in bytes.
 const maxFile = 4 << 20
@@ -68,7 +73,7 @@ func Default() Config {
 	}
 }
 
-// Load reads and checks the file at path. Mistakes in the file are an *Error; all of them
+// Load reads and checks the file at path. Mistakes in the file are a *strict.Error; all of them
 // are found in one go where the file can be read at all.
 func Load(path string) (*Config, error) {
 	file, err := os.Open(path)
@@ -90,7 +95,7 @@ func Load(path string) (*Config, error) {
 // Parse is Load for a text already read; path only names it in errors.
 func Parse(path string, text []byte) (*Config, error) {
 	c := Default()
-	if err := decode(path, text, &c); err != nil {
+	if err := strict.Decode(path, text, &c); err != nil {
 		return nil, err
 	}
 	if err := errors.Join(c.resolve(), c.validate()); err != nil {

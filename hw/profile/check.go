@@ -14,6 +14,7 @@ import (
 	"ferrule/hw/point"
 	"ferrule/internal/hint"
 	"ferrule/internal/quantity"
+	"ferrule/internal/strict"
 )
 
 const (
@@ -35,15 +36,15 @@ const (
 // checker collects the mistakes of a profile with their places.
 type checker struct {
 	path     string
-	places   places
+	places   strict.Places
 	problems []error
 }
 
 // wrong notes that the value of key is wrong; a repair of "" is none.
 func (c *checker) wrong(key, repair string, err error) {
-	at := c.places.of(key)
+	line, column := c.places.Of(key)
 	name := key[strings.LastIndexByte(key, '.')+1:]
-	err = &Error{Path: c.path, Line: at.line, Column: at.column, Err: fmt.Errorf("%s: %w", name, err)}
+	err = &strict.Error{Path: c.path, Line: line, Column: column, Err: fmt.Errorf("%s: %w", name, err)}
 	if repair != "" {
 		err = hint.With(err, repair)
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"ferrule/hw/profile"
+	"ferrule/internal/strict"
 )
 
 var update = flag.Bool("update", false, "write the list in docs/profiles.md anew")
@@ -68,7 +69,7 @@ func TestExampleOfTheDocs(t *testing.T) {
 	}
 	example = "# The manual counts registers from 1.\n" + example
 	_, err = profile.Parse("acme-m1.toml", []byte(strings.Replace(example, `"float32"`, `"flaot32"`, 1)))
-	broken, ok := errors.AsType[*profile.Error](err)
+	broken, ok := errors.AsType[*strict.Error](err)
 	if !ok || !strings.Contains(string(text), broken.Error()[:strings.Index(broken.Error(), " is none of")]) {
 		t.Errorf("the docs show another error than %v", err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"ferrule/internal/hint"
 	"ferrule/internal/quantity"
+	"ferrule/internal/strict"
 )
 
 //go:embed library/*.toml
@@ -46,7 +47,7 @@ type own struct {
 // of an earlier one, and all of them go before the profiles that are built in. No directory at all is
 // no mistake.
 //
-// The Library is always usable. The error joins what is wrong with each file, as *Error where it
+// The Library is always usable. The error joins what is wrong with each file, as *strict.Error where it
 // is at a place in the file, and with directories that cannot be read. A broken file hides a
 // built-in profile of its name all the same: who wrote it does not want that one, and Get says
 // what is wrong.
@@ -114,7 +115,7 @@ func (l *Library) Get(name string) (Profile, error) {
 		}
 	}
 	err := fmt.Errorf("%w %q", ErrUnknown, name)
-	if near := nearest(name, l.names()); len(near) > 0 {
+	if near := strict.Nearest(name, l.names()); len(near) > 0 {
 		return Profile{}, hint.With(err, "did you mean "+strings.Join(near, ", ")+"?")
 	}
 	return Profile{}, hint.With(err, "ferrule check --profiles lists them; docs/profiles.md says how to write one")

@@ -14,6 +14,7 @@ import (
 	"ferrule/hw/point"
 	"ferrule/hw/profile"
 	"ferrule/internal/hint"
+	"ferrule/internal/strict"
 )
 
 // load is the library with the user's own files.
@@ -191,7 +192,7 @@ func TestABrokenFileStaysAlone(t *testing.T) {
 		"acme-2.toml":         strings.NewReplacer("acme-1", "acme-2", "input:12", "inputs:12").Replace(own),
 		"eastron-sdm120.toml": strings.Replace(own, "uom", "unit", 1),
 	})
-	broken, ok := errors.AsType[*profile.Error](err)
+	broken, ok := errors.AsType[*strict.Error](err)
 	if !ok || broken.Line != 7 || broken.Column != 1 || filepath.Base(broken.Path) != "acme-2.toml" {
 		t.Errorf("the error: %v", err)
 	}
@@ -387,7 +388,7 @@ func FuzzParse(f *testing.F) {
 		if err == nil && (p.Name != "acme-1" || len(p.Points) == 0 || p.Protocol == "") {
 			t.Errorf("accepted: %+v", p)
 		}
-		if broken, ok := errors.AsType[*profile.Error](err); err != nil && (!ok || broken.Line < 1 || broken.Column < 1) {
+		if broken, ok := errors.AsType[*strict.Error](err); err != nil && (!ok || broken.Line < 1 || broken.Column < 1) {
 			t.Errorf("an error without a place: %v", err)
 		}
 	})

@@ -1,4 +1,4 @@
-package profile
+package strict
 
 import (
 	"cmp"
@@ -9,10 +9,10 @@ import (
 // maxNear is how many names a hint offers.
 const maxNear = 3
 
-// nearest returns the candidates that are most like name, the likest first; none where any
+// Nearest returns the candidates that are most like name, the likest first; none where any
 // likeness would be chance. A candidate that contains the name is like it: "sdm630" is
 // "eastron-sdm630".
-func nearest(name string, candidates []string) []string {
+func Nearest(name string, candidates []string) []string {
 	name = strings.ToLower(name)
 	distance := func(candidate string) int {
 		if len(name) > 2 && strings.Contains(strings.ToLower(candidate), name) {

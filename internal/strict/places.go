@@ -1,4 +1,4 @@
-package profile
+package strict
 
 import (
 	"strconv"
@@ -10,14 +10,14 @@ import (
 // place is a line and a column, from 1 on.
 type place struct{ line, column int }
 
-// places says where the keys of a file are: "title", "unit.every", "point[3].at". Tables are
+// Places says where the keys of a file are: "title", "unit.every", "point[3].at". Tables are
 // there by their headers: "unit", "point[3]".
-type places map[string]place
+type Places map[string]place
 
-// findPlaces reads text, which is valid TOML. The decoder knows places only of what it cannot
+// Find reads text, which is valid TOML. The decoder knows places only of what it cannot
 // decode; an address that does not exist is a good string to it.
-func findPlaces(text []byte) places {
-	found := make(places)
+func Find(text []byte) Places {
+	found := make(Places)
 	var parser unstable.Parser
 	parser.Reset(text)
 	counts := make(map[string]int) // elements of an array of tables
@@ -66,16 +66,16 @@ func pathOf(parser *unstable.Parser, e *unstable.Node) (path string, at place) {
 	return strings.Join(parts, "."), at
 }
 
-// of returns the place of the key, or of the nearest thing that is in the file: its table, the
+// Of returns the place of the key, or of the nearest thing that is in the file: its table, the
 // array that its table is written in, or the beginning.
-func (p places) of(key string) place {
+func (p Places) Of(key string) (line, column int) {
 	for {
 		if at, ok := p[key]; ok {
-			return at
+			return at.line, at.column
 		}
 		end := strings.LastIndexAny(key, ".[")
 		if end < 0 {
-			return place{1, 1}
+			return 1, 1
 		}
 		key = key[:end]
 	}
