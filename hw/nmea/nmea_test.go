@@ -213,7 +213,7 @@ func good() [][]byte {
 	}
 }
 
-func TestSplitConforms(t *testing.T) { frametest.Conforms(t, Split, MaxFrame, good()...) }
+func TestSplitConforms(t *testing.T) { frametest.Conforms(t, Split, 2*maxSentence, good()...) }
 
 func TestSplitUncheckedConforms(t *testing.T) {
 	frametest.Conforms(t, SplitUnchecked, 2*maxSentence, append(good(), []byte("$IIMTW,17.5,C\r\n"))...)

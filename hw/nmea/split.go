@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	// MaxFrame is the size of the longest frame in bytes: a UBX message with 8184 bytes of
-	// payload. The longest that receivers send have some 3000 (RXM-RAWX of 90 signals).
+	// MaxFrame is the size of the longest frame in bytes. The longest UBX message that a receiver
+	// may send is RXM-RAWX with 255 measurements, 8184 bytes.
 	MaxFrame = 8192
 	// maxSentence bounds a sentence in bytes. The standard has 82 (IEC 61162-1, 7.3.1); real
 	// receivers send more than 500.
