@@ -76,6 +76,14 @@ func Default() Config {
 // Load reads and checks the file at path. Mistakes in the file are a *strict.Error; all of them
 // are found in one go where the file can be read at all.
 func Load(path string) (*Config, error) {
+	text, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, text)
+}
+
+func read(path string) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, hint.With(fmt.Errorf("reading the configuration: %w", err),
@@ -89,7 +97,7 @@ func Load(path string) (*Config, error) {
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("reading the configuration: %s is larger than %s", path, quantity.Size(maxFile))
 	}
-	return Parse(path, text)
+	return text, nil
 }
 
 // Parse is Load for a text already read; path only names it in errors.
@@ -104,9 +112,22 @@ func Parse(path string, text []byte) (*Config, error) {
 	return &c, nil
 }
 
-// Profiles loads the sensor profiles, the user's own included. The library is usable even with
-// an error, which says what is wrong with single files.
-func (c *Config) Profiles() (*profile.Library, error) {
+// Profiles loads the sensor profiles, those of the configuration at path included; where there is
+// no such file, those of the default. The library is usable even with an error, which says what is
+// wrong with single files, be it that of the configuration.
+func Profiles(path string) (*profile.Library, error) {
+	c := Default()
+	text, err := read(path)
+	if err == nil {
+		err = strict.Decode(path, text, &c)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	library, problems := c.profiles()
+	return library, errors.Join(err, problems)
+}
+
+func (c *Config) profiles() (*profile.Library, error) {
 	if _, err := os.Stat(c.ProfileDir); c.ProfileDir == defaultProfileDir && errors.Is(err, fs.ErrNotExist) {
 		return profile.Load()
 	}
@@ -115,7 +136,7 @@ func (c *Config) Profiles() (*profile.Library, error) {
 
 // resolve gives every unit the points of its profile. Profiles that no unit names may be broken.
 func (c *Config) resolve() error {
-	library, _ := c.Profiles()
+	library, _ := c.profiles()
 	var problems []error
 	for i := range c.Lines {
 		problems = append(problems, c.Lines[i].Resolve(library))

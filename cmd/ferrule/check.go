@@ -50,11 +50,7 @@ func runCheck(_ context.Context, e *env) error {
 // listProfiles prints the sensor profiles that units can name. Without a configuration it knows
 // those that are built in.
 func listProfiles(e *env) error {
-	c := config.Default()
-	if loaded, err := config.Load(e.configPath); err == nil {
-		c = *loaded
-	}
-	library, problem := c.Profiles()
+	library, problem := config.Profiles(e.configPath)
 	if e.json {
 		return errors.Join(printJSON(e, library.List()), withCode(exitConfig, problem))
 	}
