@@ -20,6 +20,7 @@ tests=(
   libmodbus-dev     # the foreign Modbus unit
   mbpoll            # the foreign Modbus master
   python3-pymodbus  # the foreign Modbus peer in ASCII
+  python3-serial-asyncio # its serial ports
   gcc libc6-dev     # builds that unit, and the race detector's runtime
   binutils          # readelf: are the cross-built binaries static?
   qemu-user-static  # runs the ARM builds

@@ -122,6 +122,8 @@ func TestAgainstLibmodbus(t *testing.T) {
 	if err := c.WriteCoil(ctx, unit, 500, true); !errors.Is(err, modbus.Exception(2)) {
 		t.Errorf("writing past the end: %v; want exception 2", err)
 	}
+	must("a broadcast", c.WriteRegister(ctx, 0, 15, 77))
+	registers(modbus.HoldingRegisters, 15, 1, func(uint16) uint16 { return 77 })
 	registers(modbus.InputRegisters, 400, 100, func(i uint16) uint16 { return i + 1000 })
 	// Last, because libmodbus takes the next request for the answer of the other unit.
 	if _, err = c.Read(ctx, 18, modbus.Address{}, 1, nil); !errors.Is(err, modbus.ErrTimeout) {

@@ -48,13 +48,14 @@ type Server struct {
 	repeat bool           // its request was the same bytes
 	todo   []byte         // the request to answer once the line was silent; in mine
 	mine   [MaxFrame]byte // its RTU form
+	burst  []byte         // what was heard since the last silence or answer, up to a frame's size
 	answer [MaxFrame]byte // the RTU form of the answer
 	tx     [MaxASCIIFrame]byte
 }
 
 // NewServer makes a server for the units that units returns, at their addresses; nil: not ours.
 func NewServer(p Port, c ServerConfig, units func(address byte) Unit) *Server {
-	s := &Server{port: p, timing: c.Timing.of(c.Framing), units: units}
+	s := &Server{port: p, timing: c.Timing.of(c.Framing), units: units, burst: make([]byte, 0, MaxFrame)}
 	s.framing, s.delimiter = c.Framing, c.Delimiter
 	s.try, _ = p.(tryReader)
 	s.sleep, _ = sleepFor(c.Timing)
@@ -84,7 +85,6 @@ func (s *Server) Run(ctx context.Context) error {
 		n, err := s.read()
 		switch {
 		case n > 0:
-			s.wr += n
 			err = s.heard(false)
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			if err = nil; time.Since(s.last) >= s.gap() {
@@ -112,27 +112,38 @@ func (s *Server) gap() time.Duration {
 }
 
 func (s *Server) read() (int, error) {
-	wait := slice
-	if s.pending() > 0 || s.own != nil {
-		wait = min(wait, s.gap())
+	now := time.Now()
+	until := now.Add(slice)
+	if s.pending() > 0 || s.own != nil || len(s.burst) > 0 {
+		until = earlier(until, later(s.last.Add(s.gap()), now.Add(time.Millisecond)))
 	}
-	if err := s.port.SetReadDeadline(time.Now().Add(wait)); err != nil {
+	if err := s.port.SetReadDeadline(until); err != nil {
 		return 0, err
 	}
 	n, err := s.port.Read(s.room())
+	s.arrived(n)
+	return n, err
+}
+
+// arrived takes n bytes that were read into the buffer.
+func (s *Server) arrived(n int) {
 	if n > 0 {
 		s.last = time.Now()
+		s.wr += n
+		s.burst = append(s.burst, s.rx[s.wr-n : s.wr][:min(n, cap(s.burst)-len(s.burst))]...)
 	}
-	return n, err
 }
 
 // heard takes what was heard off the buffer and answers the request that it ends with.
 func (s *Server) heard(silent bool) error {
 	for more := true; more; silent = false {
-		if err := s.sortAll(silent); err != nil || s.todo == nil || s.pending() > 0 {
+		err := s.sortAll(silent)
+		if silent && err == nil {
+			s.judgeBurst()
+		}
+		if err != nil || s.todo == nil || s.pending() > 0 {
 			return err
 		}
-		var err error
 		if more, err = s.hush(); err != nil {
 			return err
 		}
@@ -143,10 +154,6 @@ func (s *Server) heard(silent bool) error {
 // sortAll sorts what can be told apart. Without Timing every request is answered at once.
 func (s *Server) sortAll(silent bool) error {
 	for s.dropEcho(silent) {
-		if silent && s.wholeBad() {
-			s.rd = s.wr
-			break
-		}
 		frame, n, k := s.next(silent)
 		if k == undecided {
 			break
@@ -183,18 +190,15 @@ func (s *Server) sort(frame []byte, n int, k kind) {
 	}
 }
 
-// wholeBad takes all that was heard for a request of ours if it is a sound frame of a length that
-// its function does not have: that deserves exception 3.
-func (s *Server) wholeBad() bool {
-	p := s.rx[s.rd:s.wr]
-	if s.framing == ASCII || len(p) > MaxFrame || !sound(p) || s.units(p[0]) == nil {
-		return false
+// judgeBurst takes all that was heard between two silences for a request of ours if it is a sound
+// frame of a length that its function does not have: that deserves exception 3.
+func (s *Server) judgeBurst() {
+	p := s.burst
+	s.burst = s.burst[:0]
+	if s.framing == RTU && s.todo == nil && sound(p) && s.units(p[0]) != nil &&
+		RequestLength(p) > 0 && RequestLength(p) != len(p) && ResponseLength(p) != len(p) {
+		s.todo = append(s.mine[:0], p...)
 	}
-	if RequestLength(p) <= 0 || RequestLength(p) == len(p) || ResponseLength(p) == len(p) {
-		return false
-	}
-	s.todo = append(s.mine[:0], p...)
-	return true
 }
 
 // hush waits until the line was silent for t3.5, and tells whether it was not.
@@ -219,15 +223,14 @@ func (s *Server) hush() (more bool, err error) {
 	if n == 0 || err != nil {
 		return false, err
 	}
-	s.last = time.Now()
-	s.wr += n
+	s.arrived(n)
 	return true, nil
 }
 
 // reply does what the request in todo says, and answers it unless it is for all.
 func (s *Server) reply() error {
 	frame := s.todo
-	s.todo = nil
+	s.todo, s.burst = nil, s.burst[:0]
 	s.stats.Requests++
 	r, err := DecodeRequest(frame)
 	if frame[0] == 0 {
