@@ -51,9 +51,10 @@ func modeError(s Settings, err error) error {
 	return hint.With(fmt.Errorf("setting %s: %w", s, err), "choose a usual baud rate such as 9600, 19200 or 115200, and 8N1 or 8E1")
 }
 
-// descriptors is the set of this process's open descriptors; nil where /proc is absent.
-func descriptors() map[int]bool {
-	dir, err := os.Open("/proc/self/fd")
+// descriptors is what this process has open: descriptor → target. It is nil where /proc is absent.
+func descriptors() map[int]string {
+	const folder = "/proc/self/fd"
+	dir, err := os.Open(folder)
 	if err != nil {
 		return nil
 	}
@@ -62,26 +63,28 @@ func descriptors() map[int]bool {
 	if err != nil {
 		return nil
 	}
-	open := make(map[int]bool, len(names))
+	open := make(map[int]string, len(names))
 	for _, name := range names {
-		if fd, err := strconv.Atoi(name); err == nil {
-			open[fd] = true
+		target, err := os.Readlink(folder + "/" + name)
+		if fd, err2 := strconv.Atoi(name); err == nil && err2 == nil {
+			open[fd] = target
 		}
 	}
 	delete(open, int(dir.Fd())) // soon to be somebody else's number
 	return open
 }
 
-// closeOnExec marks every descriptor that is not in before; where /proc is absent, all but the
-// standard three, which is what Go does to each of its own anyway.
-func closeOnExec(before map[int]bool) {
+// closeOnExec marks every descriptor that is not what it was before: its number alone says little,
+// as another line may have closed it meanwhile. Where /proc is absent it marks all but the standard
+// three, which is what Go does to each of its own anyway.
+func closeOnExec(before map[int]string) {
 	after := descriptors()
 	if before == nil || after == nil {
 		unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
 		return
 	}
-	for fd := range after {
-		if !before[fd] {
+	for fd, target := range after {
+		if before[fd] != target {
 			unix.CloseOnExec(fd)
 		}
 	}
