@@ -66,6 +66,7 @@ type Cutter struct {
 	gap   bool
 	whole bool
 	stats Stats
+	fault func(kind Fault, data []byte)
 }
 
 // NewCutter returns a Cutter for frames of max bytes at most, marks and checksum included.
@@ -80,6 +81,17 @@ func (c *Cutter) Gap() { c.gap = true }
 // Whole says that a silence of the line ends a frame: what came since the last one is handed out,
 // not given up.
 func (c *Cutter) Whole() { c.whole = true }
+
+// OnFault has f called with each fault and the bytes that show it, from the beginning of what was no
+// frame on, good until f returns. Bytes outside of any frame are none.
+func (c *Cutter) OnFault(f func(kind Fault, data []byte)) { c.fault = f }
+
+// blame tells of a fault.
+func (c *Cutter) blame(kind Fault, data []byte) {
+	if c.fault != nil {
+		c.fault(kind, data)
+	}
+}
 
 // Feed takes all of p and calls take with each frame that is whole now. A frame is good until
 // take returns.
@@ -105,12 +117,13 @@ func (c *Cutter) cut(take func(frame []byte)) {
 			if len(c.buf)-c.rd == c.max {
 				c.stats.Oversize++
 				c.stats.Garbage += uint64(c.max)
+				c.blame(Oversize, c.buf[c.rd:])
 				c.rd, c.lost = len(c.buf), true
 			}
 			break
 		}
 		c.lost = false
-		c.count(cut)
+		c.count(cut, c.buf[c.rd:])
 		frame := c.buf[c.rd+cut.Skip : c.rd+cut.Skip+cut.Size]
 		c.rd += cut.Skip + cut.Size
 		if cut.Size > 0 && cut.Fault == NoFault {
@@ -123,9 +136,15 @@ func (c *Cutter) cut(take func(frame []byte)) {
 	}
 }
 
-func (c *Cutter) count(cut Cut) {
+func (c *Cutter) count(cut Cut, data []byte) {
 	if !cut.Quiet {
 		c.stats.Garbage += uint64(cut.Skip)
+	}
+	if cut.Size > 0 {
+		data = data[cut.Skip : cut.Skip+cut.Size]
+	}
+	if cut.Fault > Garbage {
+		c.blame(cut.Fault, data)
 	}
 	switch cut.Fault {
 	case Checksum:
@@ -147,6 +166,7 @@ func (c *Cutter) Silence(take func(frame []byte)) {
 	}
 	if c.rd < len(c.buf) {
 		c.stats.Cutoff++
+		c.blame(Cutoff, c.buf[c.rd:])
 		c.lost = true
 	}
 	for c.rd < len(c.buf) {
