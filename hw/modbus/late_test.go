@@ -23,10 +23,16 @@ type lateUnit struct {
 	late    func() time.Duration
 	mishap  func(frame []byte) []arrival // around an answer, with delays relative to it; nil: none
 	refuses func(r modbus.Request) bool
+	overTCP bool                // no timing
+	echo    bool                // the adapter returns what is sent
+	line    modbus.ClientConfig // its framing
 }
 
 func (u *lateUnit) react(request []byte) []arrival {
-	now := time.Now()
+	now, sent := time.Now(), request
+	if u.line.Framing == modbus.ASCII {
+		request, _ = modbus.DecodeASCII(nil, request, 0)
+	}
 	r, err := modbus.DecodeRequest(request)
 	if err != nil || r.Unit != u.unit || u.deaf && now.Before(u.free) {
 		return nil
@@ -47,8 +53,11 @@ func (u *lateUnit) react(request []byte) []arrival {
 	for range r.Count {
 		answer.Data = binary.BigEndian.AppendUint16(answer.Data, u.number)
 	}
-	frame := answer.Append(nil)
+	frame := in(u.line.Framing, answer.Append(nil))
 	list := []arrival{{u.free.Sub(now), frame}}
+	if u.echo {
+		list = append(list, arrival{0, sent})
+	}
 	if u.mishap != nil {
 		for _, a := range u.mishap(frame) {
 			list = append(list, arrival{u.free.Sub(now) + a.after, a.bytes})
@@ -60,7 +69,11 @@ func (u *lateUnit) react(request []byte) []arrival {
 // poll reads n times and returns how many values were right, wrong, and missing.
 func (u *lateUnit) poll(t *testing.T, n int, count func(i int) uint16, pause time.Duration) (right, wrong, missing int, stats modbus.Stats) {
 	line := newMemoryLine(u.react)
-	c := line.client(modbus.ClientConfig{Timing: modbus.TimingOf(115200, 11), Timeout: 100 * time.Millisecond})
+	u.line.Timeout = 100 * time.Millisecond
+	if !u.overTCP {
+		u.line.Timing = modbus.TimingOf(115200, 11)
+	}
+	c := line.client(u.line)
 	buf := make([]byte, 0, 256)
 	for i := range n {
 		words := count(i)
@@ -116,6 +129,29 @@ func TestLateAnswersAreNeverValues(t *testing.T) {
 				}
 				if stats.Late == 0 || right == 0 {
 					t.Errorf("%d right values with %d late answers dropped; want some", right, stats.Late)
+				}
+			})
+		})
+	}
+}
+
+// The same in ASCII, over TCP, and with an adapter that returns what is sent.
+func TestLateAnswersAreNeverValuesAnywhere(t *testing.T) {
+	for name, u := range map[string]*lateUnit{
+		"ASCII":           {line: modbus.ClientConfig{Framing: modbus.ASCII}},
+		"ASCII with echo": {line: modbus.ClientConfig{Framing: modbus.ASCII}, echo: true},
+		"over TCP":        {overTCP: true},
+		"RTU with echo":   {echo: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				random := rand.New(rand.NewPCG(7, 8))
+				u.unit, u.every = 3, 4
+				u.late = func() time.Duration { return time.Duration(random.Int64N(int64(time.Second))) }
+				right, wrong, missing, stats := u.poll(t, 10_000, func(int) uint16 { return 2 }, 0)
+				t.Logf("%d right, %d wrong, %d missing; %+v", right, wrong, missing, stats)
+				if wrong != 0 || right == 0 || stats.Late == 0 || stats.Echoes > 0 != u.echo {
+					t.Errorf("%d wrong values, %d right, %+v", wrong, right, stats)
 				}
 			})
 		})
