@@ -7,11 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"ferrule/hw/modbus"
-	"ferrule/hw/point"
 	"ferrule/internal/hint"
 	"ferrule/internal/quantity"
 	"ferrule/internal/strict"
@@ -21,7 +18,6 @@ const (
 	protocolRTU   = "modbus-rtu"
 	protocolASCII = "modbus-ascii"
 
-	maxName       = 64 // bytes; topics carry the names of points
 	minEvery      = 10 * time.Millisecond
 	maxEvery      = 24 * time.Hour
 	minTimeout    = 10 * time.Millisecond
@@ -80,7 +76,7 @@ func (c *checker) profile(p Profile, file string) {
 			c.wrong(key+".name", "", fmt.Errorf("another point is called %q, too", point.Name))
 		}
 		names[point.Name] = true
-		c.point(key+".", point)
+		c.point(key+".", point, p.Unit)
 		c.scaleFactor(key+".", point, p.Points)
 	}
 }
@@ -106,57 +102,18 @@ func (c *checker) unit(u Unit) {
 	}
 }
 
-func (c *checker) point(key string, p Point) {
-	if why := badPointName(p.Name); why != "" {
-		c.wrong(key+"name", "use small letters, digits and _", errors.New(why))
+func (c *checker) point(key string, p Point, u Unit) {
+	if err := CheckName(p.Name); err != nil {
+		c.wrong(key+"name", "", err)
 	}
 	c.duration(key+"every", p.Every, minEvery, maxEvery)
 	if !(p.Deadband >= 0) {
 		c.wrong(key+"deadband", "", fmt.Errorf("%v is no distance", p.Deadband))
 	}
-	at, err := modbus.ParseAddress(p.At)
-	if err != nil {
-		c.wrong(key+"at", "", err)
-		return
+	_, problems := p.Compile(u.MaxRegisters)
+	for _, e := range problems {
+		c.wrong(key+e.Key, "", e.Err)
 	}
-	typ, ok := c.codec(key, p, at)
-	if ok {
-		c.write(key+"write", p.Write, at, typ)
-	}
-}
-
-// codec checks type, order, scale and offset, and that the type can be at the address.
-func (c *checker) codec(key string, p Point, at modbus.Address) (point.Type, bool) {
-	name := p.Type
-	switch {
-	case name == "" && at.Table.Bits():
-		name = "bit"
-	case name == "":
-		name = "uint16"
-	}
-	typ, err := point.ParseType(name)
-	switch {
-	case err != nil:
-		c.wrong(key+"type", "", err)
-		return point.Type{}, false
-	case at.Table.Bits() && !typ.Bit():
-		c.wrong(key+"type", "leave the key out", fmt.Errorf("what is in the table %s is a bit, not %s", at.Table, typ))
-	case !at.Table.Bits() && typ.Bit():
-		c.wrong(key+"type", `name the bit: "bit@0" is the least significant of the register`,
-			fmt.Errorf("a register has 16 bits, and %s names none", typ))
-	case int(at.Offset)+typ.Registers() > 1<<16:
-		c.wrong(key+"at", "", fmt.Errorf("%s does not fit between %d and the end of the table, 65535", typ, at.Offset))
-	}
-	order, err := point.ParseOrder(p.Order)
-	if err != nil {
-		c.wrong(key+"order", "ferrule read shows a value in every order", err)
-	}
-	_, err = point.NewCodec(point.Spec{Type: typ, Order: order, Scale: p.Scale, Offset: p.Offset,
-		NaN: p.NaN, Values: p.Values, Flags: p.Flags})
-	if bad, ok := errors.AsType[*point.SpecError](err); ok {
-		c.wrong(key+bad.Key, "", bad.Err)
-	}
-	return typ, true
 }
 
 // scaleFactor checks that the reference is a number among the points, or the address of a
@@ -171,22 +128,6 @@ func (c *checker) scaleFactor(key string, p Point, all []Point) {
 	}
 }
 
-func (c *checker) write(key string, w *Write, at modbus.Address, typ point.Type) {
-	switch {
-	case w == nil:
-	case at.Table != modbus.Coils && at.Table != modbus.HoldingRegisters:
-		c.wrong(key, "only coils and holding registers can be written", fmt.Errorf("the table %s is read only", at.Table))
-	case typ.ReadOnly():
-		c.wrong(key, "", fmt.Errorf("%s can only be read: no request changes some bits of two registers at once", typ))
-	case typ.Registers() > modbus.MaxWriteRegisters:
-		c.wrong(key, "", fmt.Errorf("%s is longer than one write can be, %d registers", typ, modbus.MaxWriteRegisters))
-	case (w.Min != nil || w.Max != nil) && !typ.Numeric():
-		c.wrong(key, "leave min and max out: write = {}", fmt.Errorf("%s has no smallest and largest value", typ))
-	case w.Min != nil && w.Max != nil && !(*w.Min <= *w.Max):
-		c.wrong(key, "", fmt.Errorf("min %v is above max %v", *w.Min, *w.Max))
-	}
-}
-
 func (c *checker) duration(key string, d quantity.Duration, low, high time.Duration) {
 	if d != 0 && (d.Std() < low || d.Std() > high) {
 		c.wrong(key, "", fmt.Errorf("%s is not between %s and %s", d, low, quantity.Duration(high)))
@@ -198,22 +139,4 @@ func (c *checker) duration(key string, d quantity.Duration, low, high time.Durat
 func validName(name string) bool {
 	other := func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
 	return name != "" && len(name) <= maxName && name[0] != '-' && !strings.ContainsFunc(name, other)
-}
-
-// badPointName says what is wrong with a point's name, or "". MQTT 3.1.1, 1.5.3 and 4.7: it may
-// become one level of a topic.
-func badPointName(name string) string {
-	switch {
-	case name == "":
-		return "the name is missing"
-	case len(name) > maxName:
-		return fmt.Sprintf("%d bytes are too many; %d are allowed", len(name), maxName)
-	case !utf8.ValidString(name):
-		return "the name is not UTF-8"
-	case strings.ContainsAny(name, "/+#"):
-		return "the characters / + # have a meaning in topics"
-	case strings.ContainsFunc(name, unicode.IsControl):
-		return "the name has a control character"
-	}
-	return ""
 }
