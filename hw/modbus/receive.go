@@ -60,7 +60,7 @@ func (c *Client) hush(ctx context.Context, u *unit) error {
 				err = nil
 			}
 		default:
-			if wait > 0 {
+			for ; wait > 0; wait = end.Sub(c.now()) {
 				c.sleep(wait)
 			}
 			if n, err = c.try.TryRead(c.rx[c.wr:]); n > 0 {
