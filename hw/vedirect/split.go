@@ -9,7 +9,7 @@ import (
 const (
 	// MaxFrame is the size of the longest frame in bytes. The protocol has 22 fields of 8 + 32
 	// characters at most, which are 990 bytes; the rest is for hex messages in between.
-	MaxFrame = 4096
+	MaxFrame = 2048
 	// maxHex bounds a hex message; the longest, of the history of a day, have some 80 bytes.
 	maxHex = 256
 )
@@ -35,7 +35,7 @@ func Split(data []byte, lost bool) frame.Cut {
 		return frame.Cut{}
 	}
 	data = data[:end]
-	begun := bytes.HasPrefix(data, []byte("\r\n"))
+	begun := data[0] == '\r'
 	if lost {
 		begun = bytes.HasPrefix(data, []byte("\r\nPID\t")) || bytes.HasPrefix(data, []byte("\r\nH1\t"))
 	}

@@ -46,14 +46,17 @@ type Decoder struct {
 // infinite time to go, is bad as "nan".
 func (d *Decoder) Decode(dst []point.Reading, frame []byte) (name string, readings []point.Reading, err error) {
 	end, sum := block(frame)
+	if end == 0 || end != len(frame) {
+		return "", dst, ErrBlock
+	}
+	rest, begun := bytes.CutPrefix(d.strip(frame), []byte("\r\n"))
 	switch {
-	case end != len(frame) || !bytes.HasPrefix(frame, []byte("\r\n")):
+	case !begun:
 		return "", dst, ErrBlock
 	case sum != 0:
 		return "", dst, ErrChecksum
 	}
-	readings = dst
-	for rest := d.strip(frame[2:]); ; {
+	for readings = dst; ; {
 		line, after, more := bytes.Cut(rest, []byte("\r\n"))
 		if !more { // the checksum is the last, and may be any byte
 			return "", readings, nil
@@ -69,10 +72,10 @@ func (d *Decoder) Decode(dst []point.Reading, frame []byte) (name string, readin
 	}
 }
 
-// strip returns the lines of a block without hex messages and without the checksum itself, which
-// might look like a line end.
-func (d *Decoder) strip(lines []byte) []byte {
-	lines = lines[:len(lines)-1]
+// strip returns the text of a block without hex messages and without the checksum itself, which
+// might look like anything.
+func (d *Decoder) strip(block []byte) []byte {
+	lines := block[:len(block)-1]
 	if bytes.IndexByte(lines, ':') < 0 {
 		return lines
 	}
