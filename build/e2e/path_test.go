@@ -83,11 +83,17 @@ func (w *world) startUnit(t *testing.T) (port string) {
 		_, second := os.Stat(far)
 		return first == nil && second == nil
 	})
+	w.startServer(t, far)
+	return port
+}
+
+// startServer starts the libmodbus unit, address 3, on a terminal.
+func (w *world) startServer(t *testing.T, tty string) {
+	t.Helper()
 	server := filepath.Join(w.dir, "modbus_server")
 	mustRun(t, "", need(t, "cc"), "-o", server, "testdata/modbus_server.c", "-I/usr/include/modbus", "-lmodbus")
-	w.unit = start(t, "modbus_server", server, far, "115200", "3")
+	w.unit = start(t, "modbus_server", server, tty, "115200", "3")
 	w.unit.waitLine(t, "ready")
-	return port
 }
 
 func waitFor(t *testing.T, what string, done func() bool) {

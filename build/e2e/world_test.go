@@ -239,12 +239,7 @@ func newWorld(t *testing.T) *world {
 // newFactory starts CA, registrar and TPM, and keeps a port for the broker.
 func newFactory(t *testing.T) *world {
 	t.Helper()
-	// A unix socket's path holds 107 bytes at most, so t.TempDir will not do.
-	dir, err := os.MkdirTemp("", "fe")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	w := &world{dir: dir, ca: filepath.Join(dir, "ca"), factory: build(t, "ferrule-factory", native)}
 	mustRun(t, "", append(w.factory, "ca", "init", "--host", "127.0.0.1", w.ca)...)
 	w.issuing = start(t, "registrar", append(w.factory, "registrar", "--ca", w.ca, "--listen", "127.0.0.1:0")...)
@@ -254,6 +249,17 @@ func newFactory(t *testing.T) *world {
 	w.tpm = tpmtest.Start(t)
 	w.broker = net.JoinHostPort("127.0.0.1", freePort(t))
 	return w
+}
+
+// shortDir makes a directory. A unix socket's path holds 107 bytes at most, so t.TempDir will not do.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 func freePort(t *testing.T) string {
