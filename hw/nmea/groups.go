@@ -36,7 +36,7 @@ func (d *Decoder) put(dst []point.Reading, name string, k kind, at int, uom stri
 
 func usedSatellites(d *Decoder, dst []point.Reading) []point.Reading {
 	for i := 1; i <= 12; i++ {
-		dst = d.put(dst, d.numbered(listSatellite, i), kCount, 2+i, "")
+		dst = d.put(dst, d.numbered(listUsed, i), kCount, 2+i, "")
 	}
 	return dst
 }

@@ -62,7 +62,7 @@ func TestDecode(t *testing.T) {
 			"latitude=49.274166666666666 °; longitude=-123.18533333333333 °; time=22:54:44; status=valid"},
 		{"$GLGLL,4916.45,Q,12360.00,W,225444,A,A", "GLGLL", "latitude=!invalid °; longitude=!invalid °; time=22:54:44; status=valid; mode=autonomous"},
 		{"$GNGSA,A,3,80,71,,,,,,,,,,,1.83,1.09,1.47,2", "GNGSA",
-			"selection=automatic; dimension=3d; pdop=1.83; hdop=1.09; vdop=1.47; system=2; satellite_1_id=80; satellite_2_id=71"},
+			"selection=automatic; dimension=3d; pdop=1.83; hdop=1.09; vdop=1.47; system=2; satellite_used_1=80; satellite_used_2=71"},
 		{"$GPGSV,2,2,06,24,47,253,41,29,05,,,1", "GPGSV",
 			"message_count=2; message=2; satellites_in_view=6; satellite_5_id=24; satellite_5_elevation=47.0 °; satellite_5_azimuth=253.0 °; satellite_5_snr=41.0 dBHz; satellite_6_id=29; satellite_6_elevation=5.0 °; signal=1"},
 		{"$GNGNS,112257.00,3844.24011,N,00908.43828,W,AN,03,10.5,12,30,,,V", "GNGNS",
@@ -94,7 +94,7 @@ func TestDecode(t *testing.T) {
 		{"$GPGST,182141.000,15.5,15.3,7.2,21.8,0.9,0.5,0.8", "GPGST",
 			"time=18:21:41; residual_rms=15.5 m; error_major=15.3 m; error_minor=7.2 m; error_orientation=21.8 °; latitude_error=0.9 m; longitude_error=0.5 m; altitude_error=0.8 m"},
 		{"$GNGBS,170556.00,3.0,2.9,8.3,,,,,,", "GNGBS", "time=17:05:56; latitude_error=3.0 m; longitude_error=2.9 m; altitude_error=8.3 m"},
-		{"$GPTXT,01,01,02,u-blox ag, www.u-blox.com", "GPTXT", "message_count=1; message=1; severity=notice; text=u-blox ag, www.u-blox.com"},
+		{"$GPTXT,01,01,02,u-blox ag, www.u-blox.com", "GPTXT", "text_count=1; text_number=1; severity=notice; text=u-blox ag, www.u-blox.com"},
 		{"$PUBX,00,081350.00,4717.113210,N,00833.915187,E,546.589,G3,2.1,2.0,0.007,77.52,0.007,,0.92,1.19,0.77,9,0,0", "PUBX-00",
 			"time=08:13:50; latitude=47.2852201666666667 °; longitude=8.56525311666666667 °; altitude_ellipsoid=546.589 m; mode=3d; horizontal_accuracy=2.1 m; vertical_accuracy=2.0 m; speed_kmh=0.007 km/h; course=77.52 °; speed_down=0.007 m/s; hdop=0.92; vdop=1.19; tdop=0.77; satellites_used=9"},
 		{"$PGRME,9.1,M,15.0,M,12.0,M", "PGRME", "horizontal_error=9.1 m; vertical_error=15.0 m; position_error=12.0 m"},
@@ -150,7 +150,7 @@ func TestDegreesLoseNothing(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 20000 {
 		whole, minutes := random.IntN(180), random.IntN(60)
-		digits := strconv.Itoa(random.IntN(1e11))[:1+random.IntN(2)] + strconv.Itoa(random.IntN(1e9))
+		digits := fmt.Sprintf("%011d", random.Int64N(1e11))[:1+random.IntN(11)]
 		s := fmt.Sprintf("%03d%02d.%s", whole, minutes, digits)
 		v, ok := degrees([]byte(s), []byte("W"), 'W', 'E', 180)
 		got, _ := v.Float64()

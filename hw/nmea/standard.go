@@ -94,7 +94,7 @@ var standard = map[string]*sentence{
 		{point: "hdop", at: 16},
 		{point: "vdop", at: 17},
 		{point: "system", kind: kText, at: 18},
-	}, groups: []field{{point: "satellite_n_id", kind: kCount, at: 3}}},
+	}, groups: []field{{point: "satellite_used_n", kind: kCount, at: 3}}},
 	"GSV": {title: "satellites in view; n counts over the messages of one round", more: viewedSatellites, fields: []field{
 		{point: "message_count", kind: kCount, at: 1},
 		{point: "message", kind: kCount, at: 2},
@@ -146,8 +146,8 @@ var standard = map[string]*sentence{
 		{point: "reference_datum", kind: kText, at: 8},
 	}},
 	"TXT": {title: "text", fields: []field{
-		{point: "message_count", kind: kCount, at: 1},
-		{point: "message", kind: kCount, at: 2},
+		{point: "text_count", kind: kCount, at: 1},
+		{point: "text_number", kind: kCount, at: 2},
 		{point: "severity", kind: kWord, at: 3, words: severities},
 		{point: "text", kind: kRest, at: 4},
 	}},

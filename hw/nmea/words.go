@@ -59,6 +59,7 @@ type listed uint8
 const (
 	listField listed = iota
 	listSatellite
+	listUsed
 	listElevation
 	listAzimuth
 	listSNR
@@ -82,6 +83,8 @@ func (d *Decoder) numbered(l listed, i int) string {
 
 func (l listed) affixes() (before, after string) {
 	switch l {
+	case listUsed:
+		return "satellite_used_", ""
 	case listSatellite:
 		return "satellite_", "_id"
 	case listElevation:
