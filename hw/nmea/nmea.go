@@ -159,9 +159,10 @@ func subtyped(address, kind []byte) bool {
 }
 
 // lookup returns how the sentence in hand is read; nil where that is not known. A talker has two
-// letters, and a formatter three; what begins with P is a maker's own.
+// letters, and a formatter three; what begins with P is a maker's own, but Quectel made PQ the
+// talker of BeiDou.
 func (d *Decoder) lookup(address []byte) *sentence {
-	if address[0] == 'P' {
+	if address[0] == 'P' && (len(address) != 5 || address[1] != 'Q') {
 		return proprietary[string(d.key)]
 	}
 	if len(address) != 5 {

@@ -97,6 +97,7 @@ func TestDecode(t *testing.T) {
 		{"$GPTXT,01,01,02,u-blox ag, www.u-blox.com", "GPTXT", "text_count=1; text_number=1; severity=notice; text=u-blox ag, www.u-blox.com"},
 		{"$PUBX,00,081350.00,4717.113210,N,00833.915187,E,546.589,G3,2.1,2.0,0.007,77.52,0.007,,0.92,1.19,0.77,9,0,0", "PUBX-00",
 			"time=08:13:50; latitude=47.2852201666666667 °; longitude=8.56525311666666667 °; altitude_ellipsoid=546.589 m; mode=3d; horizontal_accuracy=2.1 m; vertical_accuracy=2.0 m; speed_kmh=0.007 km/h; course=77.52 °; speed_down=0.007 m/s; hdop=0.92; vdop=1.19; tdop=0.77; satellites_used=9"},
+		{"$PQGSA,A,3,12,,,,,,,,,,,,1.2,0.9,0.9,4", "PQGSA", "selection=automatic; dimension=3d; pdop=1.2; hdop=0.9; vdop=0.9; system=4; satellite_used_1=12"},
 		{"$PGRME,9.1,M,15.0,M,12.0,M", "PGRME", "horizontal_error=9.1 m; vertical_error=15.0 m; position_error=12.0 m"},
 		{"$PSRFTXTBaud rate: 57600 ", "PSRFTXT", "f0=Baud rate: 57600 "},
 		{"$PFOO,1.10,,0133,x y", "PFOO", "f1=1.10; f3=0133; f4=x y"},
@@ -317,6 +318,31 @@ func BenchmarkDecode(b *testing.B) {
 		total += len(s) + 5
 	}
 	benchmark(b, sentences, total)
+}
+
+// BenchmarkFlood cuts what is no frame, in the chunks that a line reads at 921600 baud: ns/op is
+// of one byte.
+func BenchmarkFlood(b *testing.B) {
+	random := rand.NewChaCha8([32]byte{})
+	noise := make([]byte, 1<<16)
+	random.Read(noise)
+	for name, data := range map[string][]byte{
+		"zeros": make([]byte, 1<<16), "noise": noise, "text": []byte(strings.Repeat("no sentence ", 1<<12)),
+		"beginnings": []byte(strings.Repeat("$A", 1<<15)), "UBX": []byte(strings.Repeat("\xb5\x62\x01\x07\xf0\x1f", 1<<13)),
+		"wrong": []byte(strings.Repeat("$GPHDT,1.0,T*00\r\n", 1<<12)),
+	} {
+		b.Run(name, func(b *testing.B) {
+			cutter := frame.NewCutter(Split, MaxFrame)
+			for n := 0; n < b.N; {
+				for rest := data; len(rest) > 0 && n < b.N; {
+					size := min(len(rest), 920)
+					cutter.Feed(rest[:size], func([]byte) {})
+					rest = rest[size:]
+					n += size
+				}
+			}
+		})
+	}
 }
 
 func FuzzSplit(f *testing.F) {
