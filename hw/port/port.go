@@ -1,7 +1,7 @@
 // Package port opens, lists and watches serial ports on Linux and is the only importer of
 // go.bug.st/serial. The trap is the descriptor: that library's Write after Close reaches whatever
 // file took the number, its Read panics above 1023, its Write knows no deadline, and its descriptors
-// leak into children. So bytes travel over a non-blocking os.File of our own, and the library, opened
+// leak into children. So bytes travel over a non-blocking descriptor of our own, and the library, opened
 // second on the same port, only sets mode and modem lines. The second trap is the replug: a
 // descriptor kept open makes the kernel give the adapter another number, so it goes at once.
 package port

@@ -42,8 +42,7 @@ func (sys system) openSerial(a address, o Options) (*serialPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Non-blocking from the start: else opening waits for a carrier, and Go's poller does not take it.
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	f, err := openTTY(path)
 	if err != nil {
 		return nil, openError(err)
 	}
@@ -65,7 +64,7 @@ func (sys system) openSerial(a address, o Options) (*serialPort, error) {
 }
 
 // adopt locks f and makes it the data path.
-func (sys system) adopt(a address, f *os.File, o Options) (*serialPort, error) {
+func (sys system) adopt(a address, f conn, o Options) (*serialPort, error) {
 	s, err := newStream(a.name, o.Log, f)
 	if err != nil {
 		return nil, err

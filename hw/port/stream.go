@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// conn is the data path: an *os.File or a *net.TCPConn, both in the hands of Go's poller.
+// conn is the data path: a *tty or a *net.TCPConn.
 type conn interface {
 	io.ReadWriteCloser
 	SetReadDeadline(t time.Time) error
