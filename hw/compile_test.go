@@ -40,12 +40,12 @@ func TestValidate(t *testing.T) {
 		{"at", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.At = "register 5" }, `point "limit": at: `, "holding:100"},
 		{"end of table", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.At, p.Type = "holding:65535", "int32" }, `at: int32 does not fit`, ""},
 		{"type", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.Type = "int24" }, `point "limit": type: `, ""},
-		{"bit of a register", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.Type = "bit" }, `type: a holding register has 16 bits`, "bit@0"},
-		{"number in a coil", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.At, p.Type = "coil:1", "int16" }, `type: a coil is a bit`, "leave"},
+		{"bit of a register", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.Type = "bit" }, `type: a register has 16 bits`, "bit@0"},
+		{"number in a coil", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.At, p.Type = "coil:1", "int16" }, `type: what is in the table coil is a bit`, "leave"},
 		{"order", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.Order = "ACBD" }, `order: `, "ferrule read"},
 		{"scale of text", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.Type, p.Scale = "string(4)", 2 }, `scale: `, ""},
 		{"deadband", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.Deadband = -1 }, `deadband: `, ""},
-		{"write to input", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.At, p.Write = "input:1", &profile.Write{} }, `write: a input is read only`, "holding registers"},
+		{"write to input", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.At, p.Write = "input:1", &profile.Write{} }, `write: the table input is read only`, "holding registers"},
 		{"bounds", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) {
 			p.Write = &profile.Write{Min: ptr(5), Max: ptr(4)}
 		}, `write: min 5 is above max 4`, ""},

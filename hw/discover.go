@@ -48,20 +48,22 @@ func (d *registers) discover(ctx context.Context, u *unit) error {
 
 // adopt gives u points that were found, and plans its requests.
 func (l *Line) adopt(u *unit, points []profile.Point) error {
-	points = slices.DeleteFunc(slices.Clone(points), func(p profile.Point) bool { return !u.config.selects(p.Name) })
+	points = slices.DeleteFunc(slices.Clone(points), func(p profile.Point) bool {
+		own := slices.ContainsFunc(u.config.Points, func(q profile.Point) bool { return q.Name == p.Name })
+		return own || !u.config.selects(p.Name)
+	})
 	if len(points) == 0 {
 		return fmt.Errorf("looking for points: %w", sunspec.ErrNone)
 	}
 	k := &checker{where: fmt.Sprintf("line %q, unit %q", l.config.Name, u.name)}
-	fresh := &unit{every: u.every}
-	l.compilePoints(k, points, fresh)
+	fresh := &unit{every: u.every, limits: u.limits}
+	l.compilePoints(k, append(points, u.config.Points...), fresh)
 	if len(k.problems) > 0 {
 		return fmt.Errorf("looking for points: %w: %w", sunspec.ErrNone, k.problems[0])
 	}
-	l.count(func() { u.points, u.byKey, u.exponents = fresh.points, fresh.byKey, fresh.exponents })
+	l.count(func() { u.points, u.byKey, u.exponents, u.found = fresh.points, fresh.byKey, fresh.exponents, true })
 	u.classes = nil
-	u.replan(u.timing)
-	u.spreadOut(l.config.Name)
+	u.replan()
 	u.dueAt(time.Now())
 	return nil
 }

@@ -66,6 +66,9 @@ func judge(err error) (outcome, string, fault) {
 		{mbus.ErrUnsupported, refused, "invalid", faultFrame},
 		{mbus.ErrEncrypted, refused, "encrypted", faultFrame},
 		{dsmr.ErrMismatch, damaged, "mismatch", faultMismatch},
+		{dsmr.ErrSpeed, refused, "invalid", faultFrame},
+		{dsmr.ErrAddress, refused, "invalid", faultFrame},
+		{modbus.ErrRequest, refused, "invalid", faultFrame},
 	} {
 		if errors.Is(err, c.err) {
 			return c.how, c.bad, c.kind

@@ -1,11 +1,11 @@
 package hw
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"os"
-	"strings"
 	"time"
 
 	"ferrule/hw/frame"
@@ -61,19 +61,30 @@ func (l *Line) hear(p port.Port) func(ctx context.Context) error {
 			return err
 		}
 		pause := l.pauseOfFrames()
-		s := &listener{Line: l, port: p, ear: &talk{line: l, cutter: cutter, decoder: decoder}, pause: pause, gather: min(gather, pause/5)}
-		if t := l.config.Text; t != nil && l.role == Master {
-			s.ask = asking{words: []byte(t.Request), every: orSecond(t.Every.Std())}
+		t := &talk{line: l, cutter: cutter, decoder: decoder}
+		cutter.OnFault(func(kind frame.Fault, data []byte) { t.damaged(ctx, kind, data) })
+		s := &listener{Line: l, port: p, ear: t, pause: pause, gather: min(gather, pause/5)}
+		if l.role == Master {
+			s.ask = asking{words: []byte(l.config.Text.Request), every: l.asksEvery()}
 		}
 		return s.work(ctx)
 	}
 }
 
-func orSecond(d time.Duration) time.Duration {
-	if d == 0 {
-		return time.Second
+// asksEvery is how often a talker is asked to speak.
+func (l *Line) asksEvery() time.Duration {
+	return cmp.Or(l.config.Text.Every.Std(), defaultEvery)
+}
+
+// hush is how long a unit may be silent that says nothing of it; 0: for ever.
+func (l *Line) hush() time.Duration {
+	switch {
+	case l.role == Listen:
+		return l.protocol.hush
+	case l.role == Master && l.protocol.open == nil && l.config.Text != nil: // it is asked to speak
+		return missLimit*l.asksEvery() + l.protocol.silence
 	}
-	return d
+	return 0
 }
 
 // pauseOfFrames returns a silence that is longer than any inside of a frame.
@@ -122,7 +133,11 @@ func (s *listener) prompt(now time.Time) error {
 	if len(s.ask.words) == 0 || now.Before(s.ask.next) {
 		return nil
 	}
-	s.ask.next = nextSlot(s.schedule.base, s.ask.every, now)
+	next := nextSlot(s.schedule.base, s.ask.every, now)
+	if !s.ask.next.IsZero() {
+		s.count(func() { s.missed += uint64(next.Sub(s.ask.next)/s.ask.every) - 1 })
+	}
+	s.ask.next = next
 	if err := s.port.SetWriteDeadline(now.Add(defaultTimeout + time.Second)); err != nil {
 		return err
 	}
@@ -178,64 +193,80 @@ func (t *talk) count(w *wire) { w.frames = t.cutter.Stats() }
 func (t *talk) decode(ctx context.Context, frame []byte) {
 	name, readings, err := t.decoder.Decode(t.readings[:0], frame)
 	t.readings = readings
-	u := t.line.talker(name)
 	if err != nil {
-		t.line.spoilt(ctx, u, name, err, frame)
-	} else if u != nil && len(readings) > 0 {
+		t.line.spoilt(ctx, t.line.known(name), name, faultFrame, err, frame, t.now)
+		return
+	}
+	if len(readings) == 0 {
+		return
+	}
+	if u := t.line.talker(name); u != nil {
 		t.line.tell(ctx, u, readings, t.now)
 	}
 }
 
-// spoilt counts a frame that could not be decoded; u is nil where nobody knows whose it is.
-func (l *Line) spoilt(ctx context.Context, u *unit, name string, err error, frame []byte) {
-	now := time.Now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.errors[faultFrame] == 0 {
-		l.log.LogAttrs(ctx, slog.LevelWarn, "frame not decoded", slog.String("name", name), slog.Any("err", err))
+// damaged counts bytes that became no frame. The bytes outside of any are not worth a word.
+func (t *talk) damaged(ctx context.Context, kind frame.Fault, data []byte) {
+	fault := faultFrame
+	if kind == frame.Checksum {
+		fault = faultCRC
 	}
-	l.errors[faultFrame]++
-	l.wrong.note(err, frame, now)
-	if u != nil {
-		u.errors[faultFrame]++
-		u.wrong.note(err, frame, now)
+	t.line.spoilt(ctx, nil, "", fault, faultErrors[kind], data, t.now)
+}
+
+var faultErrors = map[frame.Fault]error{
+	frame.Checksum:  frame.ErrChecksum,
+	frame.Malformed: errors.New("a frame against the rules of its protocol"),
+	frame.Oversize:  errors.New("a frame that does not end"),
+	frame.Cutoff:    errors.New("a frame that was cut off"),
+}
+
+// spoilt counts a frame that could not be decoded; u is nil where nobody knows whose it is.
+func (l *Line) spoilt(ctx context.Context, u *unit, name string, kind fault, err error, frame []byte, now time.Time) {
+	if u == nil && len(l.units) == 1 {
+		u = l.units[0] // who else?
+	}
+	first := false
+	l.count(func() {
+		first = l.errors[kind] == 0
+		l.errors[kind]++
+		l.wrong.note(err, frame, now)
+		if u != nil {
+			u.errors[kind]++
+			u.wrong.note(err, frame, now)
+		}
+	})
+	if first {
+		l.log.LogAttrs(ctx, slog.LevelWarn, "frame not decoded", slog.String("name", name), slog.Any("err", err))
 	}
 }
 
-// talker returns the unit that is called name on the wire. Where no unit is configured, every
-// talker is one; nil: nobody asked for this one.
-func (l *Line) talker(name string) *unit {
+// known returns the unit that is called name on the wire; nil where there is none.
+func (l *Line) known(name string) *unit {
 	for _, u := range l.units {
-		if matches(u.match, name) {
+		if l.calls(u, name) {
 			return u
 		}
 	}
-	if len(l.config.Units) > 0 || len(l.units) >= maxTalkers {
-		return nil
-	}
-	u := &unit{name: orDefault(name, l.protocol.name), match: name, state: UnitNew, discovers: true, timeout: l.protocol.hush}
-	l.count(func() { l.units = append(l.units, u) })
-	return u
+	return nil
 }
 
-// matches tells whether name is what the pattern says, in which * stands for any characters;
-// the empty pattern for any name.
-func matches(pattern, name string) bool {
-	parts := strings.Split(orDefault(pattern, "*"), "*")
-	last := len(parts) - 1
-	if last == 0 {
-		return pattern == name
+// calls tells whether u is called name on the wire.
+func (l *Line) calls(u *unit, name string) bool {
+	if len(l.config.Units) == 0 { // the name is what the unit was found by
+		return u.match == name
 	}
-	if !strings.HasPrefix(name, parts[0]) || len(name) < len(parts[0])+len(parts[last]) || !strings.HasSuffix(name, parts[last]) {
-		return false
+	return matches(u.match, name)
+}
+
+// talker returns the unit that is called name on the wire; nil: nobody asked for this one. Where no
+// unit is configured, every talker is one.
+func (l *Line) talker(name string) *unit {
+	u := l.known(name)
+	if u != nil || len(l.config.Units) > 0 || len(l.units) >= maxTalkers || len(name) > maxName {
+		return u
 	}
-	name = name[len(parts[0]) : len(name)-len(parts[last])]
-	for _, part := range parts[1:last] {
-		_, after, found := strings.Cut(name, part)
-		if !found {
-			return false
-		}
-		name = after
-	}
-	return true
+	u = &unit{line: l.config.Name, name: orDefault(name, l.protocol.name), match: name, state: UnitNew, discovers: true, timeout: l.hush()}
+	l.count(func() { l.units = append(l.units, u) })
+	return u
 }

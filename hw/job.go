@@ -73,6 +73,8 @@ func (l *Line) Read(ctx context.Context, q Query) ([]byte, error) {
 	switch n := q.Type.Registers(); {
 	case n == 0 || q.At.Table.Bits() != q.Type.Bit():
 		return nil, fmt.Errorf("reading %s: the table holds no %s", q.At, q.Type)
+	case n > modbus.MaxReadRegisters:
+		return nil, fmt.Errorf("reading %s: %s is longer than one answer can be, %d registers", q.At, q.Type, modbus.MaxReadRegisters)
 	case int(q.At.Offset)+n > 1<<16:
 		return nil, fmt.Errorf("reading %s: %s does not fit before the end of the table, 65535", q.At, q.Type)
 	}
@@ -150,7 +152,7 @@ func (l *Line) write(ctx context.Context, u *unit, p *pointState, v any) (w Writ
 
 // exponentOf reads the power of ten of the point now, since the one of the last poll may be old.
 func (l *Line) exponentOf(ctx context.Context, u *unit, p *pointState) (point.Value, error) {
-	raw, err := l.transact(ctx, u, u.address, p.exponent.at, 1)
+	raw, err := l.transact(ctx, u, u.address, p.exponent.at, p.exponent.codec.Type().Registers())
 	if err != nil {
 		return noValue, fmt.Errorf("reading the scale factor: %w", err)
 	}
@@ -167,11 +169,11 @@ func (p *pointState) encode(v point.Value, exponent func() (point.Value, error))
 	if err != nil {
 		return nil, err
 	}
-	power, ok := e.Int64()
-	if !ok {
-		return nil, fmt.Errorf("the scale factor: %w", point.ErrKind)
+	power, err := powerOf(e)
+	if err != nil {
+		return nil, err
 	}
-	return p.codec.EncodeScaled(v, int16(power))
+	return p.codec.EncodeScaled(v, power)
 }
 
 // toWrite checks v against the bounds of the point.
@@ -231,37 +233,55 @@ func (l *Line) readBack(ctx context.Context, u *unit, p *pointState, words []uin
 	if errors.Is(err, errPort) {
 		return err
 	}
+	var exponent point.Value
+	if p.exponent != nil { // read for the write
+		exponent = p.exponent.value
+	}
 	if err == nil {
-		w.Read, err = p.valueOf(raw)
+		w.Read, err = p.valueOf(raw, exponent)
 	}
 	if err != nil {
 		w.Problem = "reading back: " + err.Error()
 		return nil
 	}
-	asked := make([]byte, 0, 2*len(words))
-	for _, word := range words {
-		asked = append(asked, byte(word>>8), byte(word))
-	}
-	if p.at.Table.Bits() {
-		asked[0] = asked[1]
-	}
-	expected, err := p.valueOf(asked)
+	expected, err := p.held(words, exponent)
 	if w.Verified = err == nil && expected == w.Read; !w.Verified {
 		w.Problem = "the unit holds another value than was written"
 	}
 	return nil
 }
 
-// valueOf decodes registers with the power of ten that was read last.
-func (p *pointState) valueOf(raw []byte) (point.Value, error) {
+// held is what a unit holds that was written words.
+func (p *pointState) held(words []uint16, exponent point.Value) (point.Value, error) {
+	raw := make([]byte, 0, 2*len(words))
+	for _, w := range words {
+		if !p.at.Table.Bits() {
+			raw = append(raw, byte(w>>8))
+		}
+		raw = append(raw, byte(w))
+	}
+	return p.valueOf(raw, exponent)
+}
+
+// valueOf decodes registers with a power of ten, which points without a scale factor ignore.
+func (p *pointState) valueOf(raw []byte, exponent point.Value) (point.Value, error) {
 	if p.exponent == nil {
 		return p.codec.Decode(raw)
 	}
-	power, ok := p.exponent.value.Int64()
-	if !ok {
-		return noValue, point.ErrKind
+	power, err := powerOf(exponent)
+	if err != nil {
+		return noValue, err
 	}
-	return p.codec.DecodeScaled(raw, int16(power))
+	return p.codec.DecodeScaled(raw, power)
+}
+
+// powerOf is the power of ten that a register holds; what is beyond int16 is none.
+func powerOf(v point.Value) (int16, error) {
+	power, ok := v.Int64()
+	if !ok || power != int64(int16(power)) {
+		return 0, fmt.Errorf("the scale factor: %w", point.ErrRange)
+	}
+	return int16(power), nil
 }
 
 // transact is one read that belongs to no poll; u is nil for an address without a unit.

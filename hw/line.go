@@ -56,13 +56,18 @@ type Line struct {
 	errors  faults
 	latency latency
 	wire    wire    // what was seen since the port was opened
+	port    counted // nil: not open
 	wrong   wrong   // the last frame that no unit can be named for
 	units   []*unit // their state changes under mu, and so does what a line finds by itself
 }
 
+// counted is a port whose driver counts errors.
+type counted interface{ Counters() (port.Counters, error) }
+
 // attached is an open port, and what the line does with it.
 type attached struct {
 	io.Closer
+	port counted
 	gone <-chan struct{} // closed when the device is gone; nil: that is only seen in use
 	// work ends when the port is gone or ctx ends, and returns the error.
 	work func(ctx context.Context) error
@@ -99,7 +104,7 @@ func openPort(ctx context.Context, l *Line) (attached, error) {
 	if err != nil {
 		return attached{}, err
 	}
-	a := attached{Closer: p, gone: p.Gone()}
+	a := attached{Closer: p, port: p, gone: p.Gone()}
 	switch {
 	case l.role == Master && l.protocol.open != nil:
 		l.driver = l.protocol.open(l, p)
@@ -192,7 +197,7 @@ func (l *Line) serveOnce(ctx context.Context) error {
 		case <-working.Done():
 		}
 	})
-	l.cameUp()
+	l.cameUp(a.port)
 	err = a.work(working)
 	if cause := context.Cause(working); cause != nil && ctx.Err() == nil {
 		err = cause
@@ -216,7 +221,7 @@ func (l *Line) begin() bool {
 func (l *Line) end() {
 	l.mu.Lock()
 	l.setState(StateStopped, nil)
-	l.ended = true
+	l.ended, l.port = true, nil
 	l.mu.Unlock()
 	l.rejectJobs(fmt.Errorf("%w: it is being stopped", ErrDown))
 }
@@ -229,12 +234,12 @@ func (l *Line) setState(s State, problem error) {
 	l.problem = problem
 }
 
-func (l *Line) cameUp() {
+func (l *Line) cameUp(p counted) {
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.setState(StateUp, nil)
-	l.wire = wire{}
+	l.wire, l.port = wire{}, p
 	l.schedule.base, l.schedule.rationed = now, now
 	for _, u := range l.units {
 		u.restart(now)
@@ -258,6 +263,7 @@ func (l *Line) goneDown(ctx context.Context, err error) {
 	l.logged = err.Error()
 	l.mu.Lock()
 	l.setState(StateReopening, err)
+	l.port = nil
 	if !known {
 		l.errors[faultPort]++
 	}

@@ -35,18 +35,16 @@ func (d *meters) ask(ctx context.Context, u *unit, _ *request) (failed int, err 
 	if _, d.readings, err = d.decoder.Decode(d.readings[:0], telegrams...); err != nil {
 		return 0, err
 	}
-	wrong := u.place(d.line, d.readings, time.Now())
-	return int(wrong) + u.missing(), nil
+	now := time.Now()
+	wrong := u.place(d.line, d.readings, now)
+	return int(wrong) + u.missing(d.line, now), nil
 }
 
 // tune gives the line the settings of u, and the master its timeout: 0 stands for what EN 13757-2
 // grants a unit.
 func (d *meters) tune(u *unit) error {
 	d.SetTimeout(u.timeout)
-	settings := d.line.settings
-	if u.settings != (port.Settings{}) {
-		settings = u.settings
-	}
+	settings := d.line.tunedTo(u)
 	if settings == d.tuned {
 		return nil
 	}

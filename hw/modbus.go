@@ -51,11 +51,7 @@ func openModbus(l *Line, p port.Port) driver {
 		d.port, d.tuned = p, l.settings
 		return d
 	}
-	framing := modbus.RTU
-	if l.protocol.name == "modbus-ascii" {
-		framing = modbus.ASCII
-	}
-	client := modbus.NewClient(p, modbus.ClientConfig{Framing: framing, Timing: l.timing(l.settings), Timeout: defaultTimeout})
+	client := modbus.NewClient(p, modbus.ClientConfig{Framing: l.framing(), Timing: l.timing(l.settings), Timeout: defaultTimeout})
 	for _, u := range l.units {
 		client.SetTurnaround(u.address, u.turnaround)
 	}
@@ -63,7 +59,7 @@ func openModbus(l *Line, p port.Port) driver {
 }
 
 func (d *registers) ask(ctx context.Context, u *unit, r *request) (failed int, err error) {
-	if u.discovers && len(u.points) == 0 {
+	if u.discovers && !u.found {
 		return 0, d.discover(ctx, u)
 	}
 	raw, err := d.read(ctx, u, u.address, r.at, r.count)
@@ -89,17 +85,16 @@ func (d *registers) read(ctx context.Context, u *unit, address byte, at modbus.A
 // address prepares the line for u, nil for an address without a unit: its timeout and its
 // settings.
 func (d *registers) address(u *unit) error {
-	settings, timeout := d.line.settings, defaultTimeout
+	settings, timeout := d.line.tunedTo(u), defaultTimeout
 	if u != nil {
 		timeout = u.patience()
-		if u.settings != (port.Settings{}) {
-			settings = u.settings
-		}
 	}
 	d.SetTimeout(timeout)
 	if settings == d.tuned || d.port == nil {
 		return nil
 	}
+	// The silence that ends the frame before is that of the old speed.
+	time.Sleep(d.line.timing(d.tuned).T35)
 	if err := d.port.Configure(settings); err != nil {
 		return err
 	}

@@ -12,17 +12,25 @@ import (
 // configured points come from the answers that pass by.
 func (l *Line) overhear(p port.Port) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
-		framing := modbus.RTU
-		if l.protocol.name == "modbus-ascii" {
-			framing = modbus.ASCII
-		}
 		e := &overheard{line: l}
 		timing := l.timing(l.settings)
-		e.sniffer = modbus.NewSniffer(modbus.SnifferConfig{Framing: framing, Timing: timing}, func(t modbus.Transaction) { l.note(ctx, t) })
-		// USB adapters hold bytes back, so that t3.5 alone would be too short.
-		s := &listener{Line: l, port: p, ear: e, pause: max(timing.T35, 20*time.Millisecond), gather: time.Millisecond}
+		e.sniffer = modbus.NewSniffer(modbus.SnifferConfig{Framing: l.framing(), Timing: timing}, func(t modbus.Transaction) { l.note(ctx, t) })
+		s := &listener{Line: l, port: p, ear: e, pause: l.pauseOfModbus(timing), gather: time.Millisecond}
 		return s.work(ctx)
 	}
+}
+
+// pauseOfModbus is a silence that is longer than any inside of a frame. USB adapters hold bytes back,
+// and networks longer, so that t3.5 alone would be too short; in ASCII a second is allowed (Modbus over
+// Serial Line V1.02, 2.5.2.1).
+func (l *Line) pauseOfModbus(t modbus.Timing) time.Duration {
+	switch {
+	case l.framing() == modbus.ASCII:
+		return time.Second
+	case port.IsNetwork(l.config.Port):
+		return 100 * time.Millisecond
+	}
+	return max(t.T35, 20*time.Millisecond)
 }
 
 // overheard is the ear for somebody else's Modbus line.
@@ -38,6 +46,9 @@ func (e *overheard) count(w *wire)                                   { w.heard =
 // note takes the values of one transaction that was heard.
 func (l *Line) note(ctx context.Context, t modbus.Transaction) {
 	table, reads := t.Request.Function.Reads()
+	if t.Request.Function == modbus.ReadWriteRegisters {
+		table, reads = modbus.HoldingRegisters, true
+	}
 	u := l.unitAt(t.Request.Unit)
 	if u == nil || !reads || !t.Answered {
 		return
@@ -48,7 +59,9 @@ func (l *Line) note(ctx context.Context, t modbus.Transaction) {
 		l.told(ctx, u, u.hear(l, at, int(t.Request.Count), nil, exceptionName(e), now), now)
 		return
 	}
-	l.told(ctx, u, u.hear(l, at, int(t.Request.Count), t.Response.Data, "", now), now)
+	if len(t.Response.Data) >= dataBytes(table, int(t.Request.Count)) { // the sniffer sees to that
+		l.told(ctx, u, u.hear(l, at, int(t.Request.Count), t.Response.Data, "", now), now)
+	}
 }
 
 // unitAt returns the unit with a Modbus address, or nil.

@@ -12,30 +12,52 @@ import (
 )
 
 // replan decides anew which points of a Modbus unit are read together, by what a request costs
-// on its line. Points that the unit refused are asked by themselves.
-func (u *unit) replan(t modbus.Timing) {
-	var points []*pointState
-	var spans []modbus.Span
-	for _, p := range slices.Concat(u.points, u.exponents) {
-		if !p.isolated {
-			points = append(points, p)
-			spans = append(spans, modbus.Span{At: p.at, Count: p.codec.Type().Registers(), Every: p.every})
-		}
+// on its line. Registers that the unit refused are asked by themselves.
+func (u *unit) replan() {
+	points := slices.Concat(u.points, u.exponents)
+	spans := make([]modbus.Span, 0, len(points))
+	for _, p := range points {
+		spans = append(spans, modbus.Span{At: p.at, Count: p.codec.Type().Registers(), Every: p.every})
 	}
 	cost := u.limits
-	cost.Timing, cost.Response = t, u.planned
+	cost.Timing, cost.Response = u.timing, u.planned
+	before := u.requests()
 	for _, c := range u.classes {
-		c.requests = slices.DeleteFunc(c.requests, func(r *request) bool { return len(r.points) == 0 || !r.points[0].isolated })
+		c.requests = nil
 	}
 	for _, g := range modbus.Plan(spans, cost) {
 		r := &request{at: g.At, count: uint16(g.Count), every: g.Every, holes: g.Holes(spans)}
 		for _, i := range g.Members {
 			r.points = append(r.points, points[i])
 		}
+		if i := slices.IndexFunc(before, func(b *request) bool { return b.at == r.at && b.count == r.count }); i >= 0 {
+			r.inherit(before[i])
+		}
 		c := u.class(g.Every)
 		c.requests = append(c.requests, r)
 	}
 	u.classes = slices.DeleteFunc(u.classes, func(c *class) bool { return len(c.requests) == 0 })
+}
+
+// requests returns all requests of the unit.
+func (u *unit) requests() []*request {
+	var all []*request
+	for _, c := range u.classes {
+		all = append(all, c.requests...)
+	}
+	return all
+}
+
+// replan plans the requests of u anew while the line runs: periods that were not there before have
+// their slots like all others.
+func (l *Line) replan(u *unit, now time.Time) {
+	u.replan()
+	for _, c := range u.classes {
+		if c.due.IsZero() {
+			c.due, c.begun = now, true
+			c.advance(l.schedule.base, now)
+		}
+	}
 }
 
 // split replaces r in its class by two requests with half of its points each: the unit refused
@@ -108,8 +130,8 @@ func (l *Line) makePlan() Plan {
 		if u.discovers {
 			plan.Found = append(plan.Found, u.name)
 		}
-		for _, c := range u.classes {
-			for _, r := range c.requests {
+		for _, r := range u.requests() {
+			if r.count > 0 || !l.protocol.registers {
 				plan.add(u, r, l.protocol.cost(u, r))
 			}
 		}

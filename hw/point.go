@@ -31,6 +31,7 @@ type pointState struct {
 	bad     string
 	raw     [8]byte // its registers, until the exponent is known
 	pending bool    // raw waits for the exponent
+	fresh   bits    // of its registers, those that a master has written since the last result
 
 	reported   bool // the three below were taken by the sink
 	lastValue  point.Value
@@ -61,12 +62,7 @@ func (p *pointState) scale() (ok bool) {
 		p.fail(p.exponent.bad)
 		return false
 	}
-	exponent, ok := p.exponent.value.Int64()
-	if !ok {
-		p.fail("invalid")
-		return false
-	}
-	return p.settle(p.codec.DecodeScaled(p.raw[:], int16(exponent)))
+	return p.settle(p.valueOf(p.raw[:], p.exponent.value))
 }
 
 func (p *pointState) settle(v point.Value, err error) (ok bool) {

@@ -125,11 +125,11 @@ func (u *unit) scale() (failed uint64) {
 func (l *Line) adapt(u *unit, now time.Time) {
 	response := l.driver.response(u)
 	change := max(response-u.planned, u.planned-response)
-	if !l.protocol.registers || change < minChange || change < u.planned/4 || now.Before(u.replanAfter) {
+	if !l.protocol.registers || u.discovers && !u.found || change < minChange || change < u.planned/4 || now.Before(u.replanAfter) {
 		return
 	}
 	u.planned, u.replanAfter = response, now.Add(replanPause)
-	u.replan(u.timing)
+	l.replan(u, now)
 }
 
 // ask does the transaction of r, again where that may help, and settles what its points carry.
@@ -143,7 +143,7 @@ func (l *Line) ask(ctx context.Context, u *unit, r *request, p *progress) error 
 	case broken:
 		return t.err
 	case answered:
-		r.failures, r.backoff, r.hold = 0, 0, time.Time{}
+		r.failures, r.backoff, r.hold, r.bad = 0, 0, time.Time{}, ""
 		if t.failed > 0 {
 			l.count(func() { l.errors[faultValue] += uint64(t.failed); u.errors[faultValue] += uint64(t.failed) })
 		}
@@ -167,8 +167,9 @@ func (l *Line) ask(ctx context.Context, u *unit, r *request, p *progress) error 
 func (u *unit) failRequest(r *request, bad string) {
 	if r.count == 0 {
 		u.failAll(bad)
+		return
 	}
-	r.fail(bad)
+	r.fail(u.round, bad)
 }
 
 // transaction is how one went.
@@ -193,9 +194,10 @@ func (l *Line) try(ctx context.Context, u *unit, r *request, p *progress) (t tra
 	p.asked = true
 	p.heard = p.heard || t.how == answered || t.how == refused
 	if t.how == silence || t.how == damaged {
-		p.wasted += took
+		p.wasted += took + drained(l.driver.response(u))
 	}
-	u.learnPatience(t.how, l.driver)
+	waits := u.learned(t.how, l.driver.response(u))
+	l.count(func() { u.waits = waits })
 	return t
 }
 
@@ -220,7 +222,7 @@ func (l *Line) refusal(ctx context.Context, u *unit, r *request, t transaction, 
 	}
 	switch e {
 	case illegalAddress, illegalValue:
-		if l.askAround(u, r) {
+		if l.askAround(u, r, now) {
 			return true
 		}
 		fallthrough
@@ -230,7 +232,7 @@ func (l *Line) refusal(ctx context.Context, u *unit, r *request, t transaction, 
 				slog.String("point", r.points[0].name), slog.String("at", r.at.String()), slog.Any("err", t.err))
 		}
 		r.hold, r.bad = now.Add(retryRefused), t.bad
-		l.isolate(u, r)
+		l.isolate(u, r, now)
 	case acknowledge, busy: // the next slot is later enough
 	default:
 		r.postpone(now, t.bad)
@@ -241,14 +243,14 @@ func (l *Line) refusal(ctx context.Context, u *unit, r *request, t transaction, 
 // askAround asks for the points of a refused request in others: without the unused addresses
 // between them, which the unit may not have; else in halves, until the one point is found that it
 // has not.
-func (l *Line) askAround(u *unit, r *request) bool {
+func (l *Line) askAround(u *unit, r *request, now time.Time) bool {
 	if len(r.holes) > 0 && u.learns {
 		u.limits.Forbidden = append(u.limits.Forbidden, r.holes...)
-		u.replan(u.timing)
+		l.replan(u, now)
 		l.due = append(l.due, u.requestsOf(r.points)...)
 		return true
 	}
-	if len(r.points) == 1 {
+	if r.single() {
 		return false
 	}
 	a, b := u.split(r)
@@ -256,34 +258,29 @@ func (l *Line) askAround(u *unit, r *request) bool {
 	return true
 }
 
-// isolate keeps the request of one refused point apart from now on, and its addresses out of all
-// others.
-func (l *Line) isolate(u *unit, r *request) {
-	if len(r.points) != 1 || r.points[0].isolated {
+// isolate keeps the registers of a refused request out of all others from now on.
+func (l *Line) isolate(u *unit, r *request, now time.Time) {
+	forbidden := len(u.limits.Forbidden)
+	for i := range r.count {
+		a := modbus.Address{Table: r.at.Table, Offset: r.at.Offset + i}
+		if r.single() && !slices.Contains(u.limits.Forbidden, a) {
+			u.limits.Forbidden = append(u.limits.Forbidden, a)
+		}
+	}
+	if len(u.limits.Forbidden) == forbidden {
 		return
 	}
-	r.points[0].isolated = true
-	for i := range r.count {
-		u.limits.Forbidden = append(u.limits.Forbidden, modbus.Address{Table: r.at.Table, Offset: r.at.Offset + i})
+	l.replan(u, now)
+	for _, mine := range u.requestsOf(r.points) { // r may be of a plan before
+		mine.inherit(r)
 	}
-	c := u.class(r.every)
-	if !slices.Contains(c.requests, r) {
-		c.requests = append(c.requests, r)
-	}
-	u.replan(u.timing)
 }
 
 // requestsOf returns the requests that read the points.
 func (u *unit) requestsOf(points []*pointState) []*request {
-	var requests []*request
-	for _, c := range u.classes {
-		for _, r := range c.requests {
-			if slices.ContainsFunc(r.points, func(p *pointState) bool { return slices.Contains(points, p) }) {
-				requests = append(requests, r)
-			}
-		}
-	}
-	return requests
+	return slices.DeleteFunc(u.requests(), func(r *request) bool {
+		return !slices.ContainsFunc(r.points, func(p *pointState) bool { return slices.Contains(points, p) })
+	})
 }
 
 // probe asks a degraded unit for one request, without retry. An answer makes the whole unit
@@ -292,15 +289,15 @@ func (l *Line) probe(ctx context.Context, u *unit) error {
 	var p progress
 	t := l.try(ctx, u, u.probeRequest(), &p)
 	now := time.Now()
-	switch t.how {
-	case broken:
+	if t.how == broken {
 		return t.err
-	case answered, refused:
+	}
+	l.count(func() { l.polls++; u.polls++ })
+	if t.how == answered || t.how == refused {
 		l.heard(ctx, u)
 		return nil
 	}
 	l.schedule.wasted(p.wasted, now)
-	l.count(func() { l.polls++; u.polls++ })
 	l.miss(ctx, u, now)
 	u.round++
 	u.failAll(t.bad)
@@ -353,7 +350,7 @@ func (l *Line) report(ctx context.Context, u *unit, now time.Time) {
 
 // deliver gives the readings to the sink. What it refuses counts as not reported.
 func (l *Line) deliver(ctx context.Context, u *unit, now time.Time) {
-	if len(l.readings) == 0 {
+	if len(l.readings) == 0 || l.sink == nil {
 		return
 	}
 	err := l.sink(ctx, Poll{Line: l.config.Name, Unit: u.name, Time: now, Readings: l.readings})

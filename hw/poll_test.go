@@ -39,7 +39,7 @@ func instantLine(t testing.TB, sink Sink) *Line {
 		t.Fatal(err)
 	}
 	line.driver = &registers{master: new(instantBus), line: line}
-	line.cameUp()
+	line.cameUp(nil)
 	return line
 }
 

@@ -69,7 +69,7 @@ func protocols() []protocol {
 	masters := []Role{Master, Listen, UnitRole}
 	return []protocol{
 		{name: "modbus-rtu", settings: "19200 8E1", roles: masters, registers: true, addressed: true, open: openModbus, cost: registerCost},
-		{name: "modbus-ascii", settings: "9600 7E1", roles: masters, registers: true, addressed: true, open: openModbus, cost: asciiCost},
+		{name: "modbus-ascii", settings: "9600 7E1", roles: masters, registers: true, addressed: true, open: openModbus, cost: registerCost},
 		{name: "mbus", settings: "2400 8E1", roles: []Role{Master}, every: 10 * time.Second, addressed: true, open: openMBus, cost: mbusCost},
 		{
 			name: "dsmr", settings: "115200 8N1", settingsAsMaster: "300 7E1", every: time.Minute, roles: []Role{Listen, Master}, silence: 2 * time.Second, hush: talkerHush,
@@ -136,9 +136,7 @@ func listenFrames(c LineConfig) (*frame.Cutter, decoder, error) {
 
 // listenRaw takes whatever comes between two silences.
 func listenRaw(LineConfig) (*frame.Cutter, decoder, error) {
-	config := frame.Default()
-	config.Kind = "silence"
-	cutter, d, err := frame.New(config, nil)
+	cutter, d, err := frame.New(frame.Raw(), nil)
 	return cutter, d, err
 }
 
@@ -162,11 +160,5 @@ func protocolNames() string {
 
 // registerCost is what a Modbus request takes on the wire.
 func registerCost(u *unit, r *request) time.Duration {
-	return modbus.Cost{Timing: u.timing}.Of(r.at.Table, int(r.count))
-}
-
-// asciiCost is the same in ASCII: two characters for each byte, and four more for each frame
-// (Modbus over Serial Line V1.02, 2.5.2.1), where no silences are kept.
-func asciiCost(u *unit, r *request) time.Duration {
-	return time.Duration(2*(7+4+dataBytes(r.at.Table, int(r.count)))+2*3) * u.timing.Char
+	return modbus.Cost{Timing: u.timing, Framing: u.limits.Framing}.Of(r.at.Table, int(r.count))
 }

@@ -25,7 +25,6 @@ func openReadout(l *Line, p port.Port) driver {
 			changed.Baud = baud
 			return p.Configure(changed)
 		},
-		Zone: time.Local,
 	})
 	return d
 }
@@ -35,8 +34,9 @@ func (d *readouts) ask(ctx context.Context, u *unit, _ *request) (failed int, er
 	if _, d.readings, err = d.Read(ctx, u.device, d.readings[:0]); err != nil {
 		return 0, err
 	}
-	wrong := u.place(d.line, d.readings, time.Now())
-	return int(wrong) + u.missing(), nil
+	now := time.Now()
+	wrong := u.place(d.line, d.readings, now)
+	return int(wrong) + u.missing(d.line, now), nil
 }
 
 func (d *readouts) response(*unit) time.Duration { return 0 }

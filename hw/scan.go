@@ -114,11 +114,18 @@ func newScan(c ScanConfig, report func(ScanProgress)) (*scan, error) {
 	if len(c.Settings) == 0 {
 		c.Settings = UsualSettings(p.name)
 	}
-	if c.First == 0 && c.Last == 0 {
-		c.First, c.Last = 1, maxAddress
+	last := maxAddress
+	if c.Protocol == "mbus" {
+		last = maxMBusAddress
 	}
-	if c.First < 1 || c.Last > maxMBusAddress || c.First > c.Last {
-		return nil, fmt.Errorf("scanning addresses %d to %d: they are from 1 to %d", c.First, c.Last, maxAddress)
+	if c.First == 0 && c.Last == 0 {
+		c.First, c.Last = 1, last
+	}
+	if c.First < 1 || c.Last > last || c.First > c.Last {
+		return nil, fmt.Errorf("scanning addresses %d to %d: they are from 1 to %d", c.First, c.Last, last)
+	}
+	if report == nil {
+		report = func(ScanProgress) {}
 	}
 	if c.Timeout == 0 {
 		c.Timeout = scanTimeout
@@ -196,7 +203,9 @@ func (s *scan) meters(ctx context.Context, p port.Port, settings port.Settings) 
 			continue
 		}
 		found := &Found{Address: address}
-		if header, err := mbus.ParseHeader(telegrams[0]); err == nil {
+		if how == refused {
+			found.Problem = err.Error()
+		} else if header, err := mbus.ParseHeader(telegrams[0]); err == nil {
 			found.Secondary, found.Identity = header.String(), mbus.MediumName(header.Medium)
 		}
 		s.note(address, found)

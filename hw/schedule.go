@@ -62,6 +62,10 @@ func (s *schedule) wake(now time.Time) (at time.Time, ok bool) {
 	return at, ok
 }
 
+// drained is how long the master keeps the line quiet after an answer that did not come, from a unit
+// that takes so long to begin its answers.
+func drained(response time.Duration) time.Duration { return min(4*response, afterSilence) }
+
 // wasted rations silence after d of it ended at now.
 func (s *schedule) wasted(d time.Duration, now time.Time) {
 	if d > 0 {

@@ -78,12 +78,8 @@ func (m *image) raw(at modbus.Address, n int) []byte {
 // the readings; what Line.Write sets is what it reads.
 func (l *Line) serve(p port.Port) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
-		framing := modbus.RTU
-		if l.protocol.name == "modbus-ascii" {
-			framing = modbus.ASCII
-		}
 		units := make(modbus.Units)
-		server := modbus.NewServer(p, modbus.ServerConfig{Framing: framing, Timing: l.timing(l.settings)}, units.At)
+		server := modbus.NewServer(p, modbus.ServerConfig{Framing: l.framing(), Timing: l.timing(l.settings)}, units.At)
 		for _, u := range l.units {
 			units[u.address] = &answering{line: l, unit: u, server: server, ctx: ctx}
 		}
@@ -123,27 +119,54 @@ func (a *answering) seen() {
 	a.line.count(func() { a.line.wire.served = a.server.Stats() })
 }
 
-// written decodes the points that have one of the n registers from at on.
+// written decodes the points whose registers the master has written by now, the n from at on last. A
+// point of several registers may take several writes; before the last it is half the old value.
 func (u *unit) written(l *Line, at modbus.Address, n int, now time.Time) (failed uint64) {
-	for _, points := range [...][]*pointState{u.exponents, u.points} {
-		for _, p := range points {
-			size := p.codec.Type().Registers()
-			apart := int(p.at.Offset)+size <= int(at.Offset) || int(at.Offset)+n <= int(p.at.Offset)
-			if p.at.Table != at.Table || apart || !u.turnOf(l, p, now) {
-				continue
-			}
-			if !p.decode(u.image.raw(p.at, size)) {
-				failed++
-			}
+	for _, p := range u.points {
+		size := p.codec.Type().Registers()
+		from, to := int(at.Offset)-int(p.at.Offset), int(at.Offset)+n-int(p.at.Offset)
+		if p.at.Table != at.Table || from >= size || to <= 0 {
+			continue
+		}
+		for i := max(from, 0); i < min(to, size); i++ {
+			p.fresh.add(i)
+		}
+		if !p.fresh.full(size) {
+			continue
+		}
+		p.fresh = bits{}
+		u.turnOf(l, p, now)
+		if e := p.exponent; e != nil { // which may be written seldom
+			e.settle(e.codec.Decode(u.image.raw(e.at, e.codec.Type().Registers())))
+		}
+		if !p.decode(u.image.raw(p.at, size)) {
+			failed++
 		}
 	}
 	return failed + u.scale()
 }
 
+// bits is a set of up to 128 registers of a point.
+type bits [2]uint64
+
+func (b *bits) add(i int) { b[i/64%2] |= 1 << (i % 64) }
+
+// full tells whether all of the first n are in the set.
+func (b *bits) full(n int) bool {
+	for i := range n {
+		if b[i/64%2]&(1<<(i%64)) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // setImage is a write to a unit of ours.
 func (l *Line) setImage(u *unit, p *pointState, value point.Value) (Written, error) {
-	words, err := p.encode(value, func() (point.Value, error) {
-		return p.exponent.codec.Decode(u.image.raw(p.exponent.at, 1))
+	var exponent point.Value
+	words, err := p.encode(value, func() (v point.Value, err error) {
+		exponent, err = p.exponent.codec.Decode(u.image.raw(p.exponent.at, p.exponent.codec.Type().Registers()))
+		return exponent, err
 	})
 	if err != nil {
 		return Written{}, err
@@ -151,5 +174,7 @@ func (l *Line) setImage(u *unit, p *pointState, value point.Value) (Written, err
 	if err := u.image.set(p.at, p.codec.Mask(), words); err != nil {
 		return Written{}, err
 	}
-	return Written{Line: l.config.Name, Unit: u.name, Point: p.name, Value: value, Read: value, Verified: true}, nil
+	w := Written{Line: l.config.Name, Unit: u.name, Point: p.name, Value: value, Verified: true}
+	w.Read, err = p.held(words, exponent)
+	return w, err
 }

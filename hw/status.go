@@ -67,10 +67,11 @@ type Status struct {
 	// P50Milliseconds and P95Milliseconds are of the last 256 answered transactions.
 	P50Milliseconds float64 `json:"p50_ms"`
 	P95Milliseconds float64 `json:"p95_ms"`
-	// Wire counts what was seen on the wire since the port was opened: a modbus.Stats, an
-	// mbus.Stats, or the frame.Stats of a line that listens.
+	// Wire counts what was seen on the wire: a modbus.Stats since Run began, or since the port was
+	// opened an mbus.Stats, a modbus.SnifferStats, a modbus.ServerStats, or the frame.Stats of a
+	// line that hears talkers.
 	Wire any `json:"wire"`
-	// UART counts the errors that the port saw since it was opened; absent where it cannot tell.
+	// UART counts the errors that the port's driver saw since it was loaded; absent where it does not.
 	UART *port.Counters `json:"uart,omitempty"`
 	// The last frame that could not be decoded, where no unit can be named for it: why, and its
 	// bytes in hex.
@@ -87,7 +88,6 @@ type wire struct {
 	frames frame.Stats
 	heard  modbus.SnifferStats
 	served modbus.ServerStats
-	uart   *port.Counters
 }
 
 // wrong is the last frame that could not be decoded.
@@ -134,6 +134,7 @@ type UnitStatus struct {
 
 // Status may be called from any goroutine, whatever the line does.
 func (l *Line) Status() Status {
+	uart := l.uart()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := Status{
@@ -149,7 +150,7 @@ func (l *Line) Status() Status {
 		LoadPercent: l.usage.percent(time.Now()),
 		MissedSlots: l.missed,
 		Wire:        l.wireOf(),
-		UART:        l.wire.uart,
+		UART:        uart,
 		LastErrorAt: l.wrong.at,
 		Units:       make([]UnitStatus, 0, len(l.units)),
 	}
@@ -162,6 +163,21 @@ func (l *Line) Status() Status {
 		s.Units = append(s.Units, u.status())
 	}
 	return s
+}
+
+// uart asks the port for its counters; nil where it has none, or is not open.
+func (l *Line) uart() *port.Counters {
+	l.mu.Lock()
+	p := l.port
+	l.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	c, err := p.Counters()
+	if err != nil {
+		return nil
+	}
+	return &c
 }
 
 // wireOf returns the counts of the line's protocol.

@@ -47,21 +47,25 @@ func (u *unit) place(l *Line, readings []point.Reading, now time.Time) (failed u
 
 // turnOf gives the round to a point, unless it is wanted less often than that.
 func (u *unit) turnOf(l *Line, p *pointState, now time.Time) bool {
+	if !u.wants(p, now) {
+		return false
+	}
 	if p.every > u.every {
-		if now.Before(p.due) {
-			return false
-		}
 		p.due = nextSlot(l.schedule.base, p.every, now)
 	}
 	p.round = u.round
 	return true
 }
 
+// wants tells whether the slot of a point has come.
+func (u *unit) wants(p *pointState, now time.Time) bool {
+	return p.every <= u.every || !now.Before(p.due)
+}
+
 // missing fails the points of a read-out that were due and were not in it.
-func (u *unit) missing() (failed int) {
+func (u *unit) missing(l *Line, now time.Time) (failed int) {
 	for _, p := range u.points {
-		if p.round != u.round && p.every <= u.every {
-			p.round = u.round
+		if p.round != u.round && u.turnOf(l, p, now) {
 			p.fail("missing")
 			failed++
 		}
@@ -69,10 +73,13 @@ func (u *unit) missing() (failed int) {
 	return failed
 }
 
-// failAll gives every point of the unit the reason.
+// failAll gives every point of the unit the reason. All are due when it is over.
 func (u *unit) failAll(bad string) {
 	for _, p := range u.points {
-		p.round = u.round
+		p.round, p.due = u.round, time.Time{}
+		p.fail(bad)
+	}
+	for _, p := range u.exponents {
 		p.fail(bad)
 	}
 }

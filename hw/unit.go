@@ -2,7 +2,6 @@ package hw
 
 import (
 	"cmp"
-	"errors"
 	"hash/fnv"
 	"math"
 	"slices"
@@ -10,7 +9,6 @@ import (
 
 	"ferrule/hw/mbus"
 	"ferrule/hw/modbus"
-	"ferrule/hw/point"
 	"ferrule/hw/port"
 )
 
@@ -26,7 +24,7 @@ const (
 // Line.Run.
 type unit struct {
 	config     UnitConfig
-	name       string
+	line, name string
 	address    byte          // Modbus and M-Bus
 	meter      mbus.Address  // M-Bus: primary, or secondary where it has none of its own
 	device     string        // dsmr as master: the address of the meter; "": the only one
@@ -39,8 +37,8 @@ type unit struct {
 	limits     modbus.Cost // what one request may ask of it
 	learns     bool        // unused addresses that it refuses are remembered
 	discovers  bool        // its points are not configured but found: SunSpec, M-Bus, talkers
+	found      bool        // they are: SunSpec
 	every      time.Duration
-	phase      time.Duration
 	points     []*pointState          // in the order of the configuration
 	byKey      map[string]*pointState // by the name of the reading; lines that are not Modbus
 	exponents  []*pointState          // registers that only scale others; they are not reported
@@ -78,27 +76,28 @@ type class struct {
 	requests     []*request
 }
 
-// request is one transaction that reads some points.
-type request struct {
-	at     modbus.Address
-	count  uint16
-	every  time.Duration
-	points []*pointState
-	holes  []modbus.Address // that are read although no point is there
-
-	failures int           // timeouts and damaged answers in a row
-	backoff  time.Duration // the last one given
-	hold     time.Time     // not asked before
-	bad      string        // what its points carry until then
-}
-
 // class returns the class of a period, and makes it in its place.
 func (u *unit) class(every time.Duration) *class {
 	i, found := slices.BinarySearchFunc(u.classes, every, func(c *class, d time.Duration) int { return cmp.Compare(c.every, d) })
 	if !found {
-		u.classes = slices.Insert(u.classes, i, &class{every: every})
+		u.classes = slices.Insert(u.classes, i, &class{every: every, phase: u.phase(every)})
 	}
 	return u.classes[i]
+}
+
+// phase is where the slots of a period lie. It comes from a hash of the names: it is the same at
+// every start, and differs from unit to unit. Slots of a slow class are slots of the fastest one too,
+// so that one poll has both.
+func (u *unit) phase(every time.Duration) time.Duration {
+	base := every
+	if len(u.classes) > 0 {
+		base = min(every, u.classes[0].every)
+	}
+	phase := spread(base, u.line, u.name)
+	if every > base && every%base == 0 {
+		phase += spread(every, u.line, u.name, every.String()) / base * base
+	}
+	return phase
 }
 
 // spread returns a duration from 0 to below period that depends on the words only.
@@ -115,6 +114,9 @@ func spread(period time.Duration, words ...string) time.Duration {
 func (u *unit) restart(base time.Time) {
 	u.state, u.misses, u.backoff, u.waits, u.waiting, u.slot = UnitNew, 0, 0, 0, false, time.Time{}
 	u.dueAt(base)
+	for _, p := range u.exponents { // that of a unit which was exchanged meanwhile is another
+		p.fail("line")
+	}
 	for _, c := range u.classes {
 		for _, r := range c.requests {
 			r.failures, r.backoff, r.hold = 0, 0, time.Time{}
@@ -183,13 +185,15 @@ func (u *unit) patience() time.Duration {
 	return defaultTimeout
 }
 
-func (u *unit) learnPatience(how outcome, d driver) {
-	switch response := d.response(u); {
+// learned is how long the unit may take from now on, after a transaction that ended so.
+func (u *unit) learned(how outcome, response time.Duration) time.Duration {
+	switch {
 	case how == silence:
-		u.waits = min(2*u.patience(), longestPatience)
+		return min(2*u.patience(), longestPatience)
 	case how == answered && response > 0:
-		u.waits = min(max(4*response, shortestPatience), longestPatience)
+		return min(max(4*response, shortestPatience), longestPatience)
 	}
+	return u.waits
 }
 
 // silent reports whether the unit did not answer when asked last.
@@ -213,27 +217,6 @@ func (u *unit) collect(base, now time.Time, dst []*request) (due []*request, mis
 		rotate(dst, u.first%n)
 	}
 	return dst, missed
-}
-
-// rotate moves the first n requests to the end, in place.
-func rotate(r []*request, n int) {
-	slices.Reverse(r[:n])
-	slices.Reverse(r[n:])
-	slices.Reverse(r)
-}
-
-// turn gives the round to the points of r whose own slot has come: those that are only read
-// along with faster ones are not due each time.
-func (r *request) turn(round uint64, base, now time.Time) {
-	for _, p := range r.points {
-		if p.every > r.every {
-			if p.due.After(now) {
-				continue
-			}
-			p.due = nextSlot(base, p.every, now)
-		}
-		p.round = round
-	}
 }
 
 // nextSlot returns the first base + k × every after now.
@@ -276,47 +259,4 @@ func (u *unit) probeRequest() *request {
 		n -= len(c.requests)
 	}
 	return nil // not reached: n is below the number of requests
-}
-
-// decode reads the points of r that are due from the answer and gives each its value or its
-// reason.
-func (r *request) decode(round uint64, raw []byte) (failed int) {
-	for _, p := range r.points {
-		if p.round == round && !r.decodePoint(p, raw) {
-			failed++
-		}
-	}
-	return failed
-}
-
-// decodePoint reads one point from the answer to r.
-func (r *request) decodePoint(p *pointState, raw []byte) (ok bool) {
-	at := int(p.at.Offset - r.at.Offset)
-	if r.at.Table.Bits() {
-		return p.settle(p.codec.Decode([]byte{raw[at/8] >> (at % 8) & 1}))
-	}
-	return p.decode(raw[2*at:])
-}
-
-func badValue(err error) string {
-	switch {
-	case err == nil:
-		return ""
-	case errors.Is(err, point.ErrNaN):
-		return "nan"
-	}
-	return "invalid"
-}
-
-// fail gives all points of r the reason.
-func (r *request) fail(bad string) {
-	for _, p := range r.points {
-		p.fail(bad)
-	}
-}
-
-// postpone holds the request back, twice as long as the time before.
-func (r *request) postpone(now time.Time, bad string) {
-	r.backoff = min(max(2*r.backoff, firstBackoff), lastBackoff)
-	r.hold, r.bad = now.Add(r.backoff), bad
 }

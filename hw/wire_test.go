@@ -292,7 +292,7 @@ func BenchmarkWirePoll(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer a.Close()
-	line.cameUp()
+	line.cameUp(nil)
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := line.pollUnit(b.Context(), line.units[0], line.units[0].due()); err != nil {
