@@ -28,7 +28,8 @@ const (
 type ear interface {
 	// feed takes bytes that arrived until now.
 	feed(ctx context.Context, p []byte, now time.Time)
-	// silence says that the line was silent for longer than a frame pauses.
+	// silence says that the line was silent for longer than a frame pauses, since bytes came last
+	// or since the port was opened.
 	silence(ctx context.Context, now time.Time)
 	// count writes down what was heard.
 	count(w *wire)
@@ -48,9 +49,10 @@ type listener struct {
 
 // asking is what makes a talker speak, where one has to.
 type asking struct {
-	words []byte
-	every time.Duration
-	next  time.Time
+	words  []byte
+	every  time.Duration
+	next   time.Time
+	begins func() // what comes next is the beginning of the answer
 }
 
 // hear returns the work of a line that listens to talkers.
@@ -65,7 +67,7 @@ func (l *Line) hear(p port.Port) func(ctx context.Context) error {
 		cutter.OnFault(func(kind frame.Fault, data []byte) { t.damaged(ctx, kind, data) })
 		s := &listener{Line: l, port: p, ear: t, pause: pause, gather: min(gather, pause/5)}
 		if l.role == Master {
-			s.ask = asking{words: []byte(l.config.Text.Request), every: l.asksEvery()}
+			s.ask = asking{words: []byte(l.config.Text.Request), every: l.asksEvery(), begins: cutter.Begin}
 		}
 		return s.work(ctx)
 	}
@@ -98,6 +100,7 @@ func (l *Line) pauseOfFrames() time.Duration {
 func (s *listener) work(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { s.port.SetReadDeadline(time.Unix(1, 0)) })()
 	var buf [4096]byte
+	s.last, s.pending = time.Now(), true
 	for {
 		now := time.Now()
 		if err := s.prompt(now); err != nil {
@@ -122,7 +125,7 @@ func (s *listener) work(ctx context.Context) error {
 		case s.pending && now.Sub(s.last) >= s.pause:
 			s.pending = false
 			s.ear.silence(ctx, now)
-			s.noteWire(ctx)
+			s.count(func() { s.ear.count(&s.wire) })
 		}
 		s.remind(ctx, now)
 	}
@@ -141,6 +144,7 @@ func (s *listener) prompt(now time.Time) error {
 	if err := s.port.SetWriteDeadline(now.Add(defaultTimeout + time.Second)); err != nil {
 		return err
 	}
+	s.ask.begins()
 	_, err := s.port.Write(s.ask.words)
 	return err
 }
@@ -184,7 +188,11 @@ func (t *talk) feed(ctx context.Context, p []byte, now time.Time) {
 
 func (t *talk) silence(ctx context.Context, now time.Time) {
 	t.now = now
+	between := len(t.cutter.Pending()) == 0
 	t.cutter.Silence(func(frame []byte) { t.decode(ctx, frame) })
+	if between { // what comes next is a beginning, and not the rest of what was cut off
+		t.cutter.Begin()
+	}
 }
 
 func (t *talk) count(w *wire) { w.frames = t.cutter.Stats() }
