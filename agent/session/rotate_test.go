@@ -106,7 +106,10 @@ func TestRotationWhileDown(t *testing.T) {
 	fresh := w.renew(other, agenttest.Leaf{})
 	s.Rotate()
 	w.broker(func(c *agenttest.BrokerConfig) { c.Address, c.TLS.ClientCAs = address, other.Pool() })
-	until(t, "the session with the new certificate", func() bool { return s.Status().Rotations == 1 })
+	until(t, "the session with the new certificate", func() bool {
+		st := s.Status() // the rotation counts before the session is up with it
+		return st.Rotations == 1 && st.Stage == StageUp
+	})
 	if st := s.Status(); st.Leaf != fresh.Fingerprint() {
 		t.Errorf("status: %+v", st)
 	}
