@@ -73,7 +73,7 @@ func TestASCIICharactersMayDawdle(t *testing.T) {
 	for gap, want := range map[time.Duration]error{0: nil, 900 * time.Millisecond: nil, 1200 * time.Millisecond: modbus.ErrTimeout} {
 		synctest.Test(t, func(t *testing.T) {
 			c := asciiLine(t, func(a []byte) []arrival {
-				return []arrival{{time.Millisecond, a[:4]}, {2 * time.Millisecond, a[4:5]}, {2*time.Millisecond + gap, a[5:]}}
+				return []arrival{{time.Millisecond, a[:4]}, {2 * time.Millisecond, a[4:5]}, {3*time.Millisecond + gap, a[5:]}}
 			})
 			b, err := c.Read(t.Context(), 3, modbus.Address{Table: modbus.InputRegisters, Offset: 10}, 2, nil)
 			if !errors.Is(err, want) || err == nil && !own(b, 10) {

@@ -72,6 +72,9 @@ const (
 	slice = 200 * time.Millisecond
 	// nap is the longest wait before a request that does not look at the context.
 	nap = 20 * time.Millisecond
+	// maxSpin bounds what is not slept through: on a fast line a wake-up that comes late by as much
+	// costs a per cent of it.
+	maxSpin = 100 * time.Microsecond
 	// turnaround is the silence after a broadcast.
 	turnaround = 100 * time.Millisecond
 	// minGap is the shortest silence inside of a frame that makes its head doubtful: USB adapters
@@ -91,6 +94,9 @@ type Client struct {
 	now       func() time.Time
 	sleep     func(time.Duration)
 	slack     time.Duration // how much too long sleep may take
+	spin      time.Duration // the end of a silence that is not slept through, on fast lines
+
+	sleepsItself bool // sleep is none of the configuration's
 
 	timeout    time.Duration
 	turnaround time.Duration
@@ -121,6 +127,8 @@ type unit struct {
 	soonest  time.Duration // the same by its quick answers: shrinks at once, grows slowly
 	steady   bool          // its last answer was a good one
 	rest     time.Duration // silence wanted before it is addressed
+
+	overslept bool // the current answer was there when the client woke up for its end
 }
 
 // NewClient is the master of the line behind p.
@@ -142,9 +150,8 @@ func NewClient(p Port, c ClientConfig) *Client {
 	if m.now == nil {
 		m.now = time.Now
 	}
-	if m.sleep == nil {
-		m.sleep, m.slack = sleepFor(c.Timing)
-	}
+	m.sleepsItself = m.sleep == nil
+	m.SetTiming(c.Timing)
 	return m
 }
 
@@ -305,9 +312,15 @@ func (u *unit) learn(d time.Duration) {
 	d = max(d, 0)
 	u.response += (d - u.response) / 8
 	u.response = max(u.response, d)
-	if u.soonest += (d - u.soonest) / 16; d < u.soonest {
+	switch {
+	case u.overslept: // nobody saw when it came: sooner than d, and who knows how much
+		u.soonest /= 2
+	case d < u.soonest || !u.steady:
 		u.soonest = d
+	default:
+		u.soonest += (d - u.soonest) / 8
 	}
+	u.overslept = false
 }
 
 // drain is the silence after which nothing more is expected of u.
@@ -352,4 +365,13 @@ func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
 
 // SetTiming is for a line whose units have settings of their own: the port has other ones from
 // now on.
-func (c *Client) SetTiming(t Timing) { c.timing = t.of(c.framing) }
+func (c *Client) SetTiming(t Timing) {
+	c.timing = t.of(c.framing)
+	if c.sleepsItself {
+		c.sleep, c.slack = sleepFor(t)
+		c.spin = 0
+		if t.Char > 0 && c.slack <= 2*maxSpin {
+			c.spin = maxSpin
+		}
+	}
+}

@@ -123,15 +123,30 @@ func (l *quickLine) TryRead(p []byte) (int, error) {
 }
 
 func TestPollAllocatesNothing(t *testing.T) {
-	l := &quickLine{answer: modbus.Response{Unit: 3, Function: 4, Data: make([]byte, 120)}.Append(nil)}
-	l.at = len(l.answer)
-	c := modbus.NewClient(l, modbus.ClientConfig{Timeout: time.Second})
-	buf := make([]byte, 0, 256)
-	if n := testing.AllocsPerRun(1000, func() {
-		if _, err := c.Read(t.Context(), 3, modbus.Address{Table: modbus.InputRegisters}, 60, buf); err != nil {
-			t.Fatal(err)
+	for _, f := range []modbus.Framing{modbus.RTU, modbus.ASCII} {
+		l := &quickLine{answer: in(f, modbus.Response{Unit: 3, Function: 4, Data: make([]byte, 120)}.Append(nil))}
+		l.at = len(l.answer)
+		c := modbus.NewClient(l, modbus.ClientConfig{Framing: f, Timeout: time.Second})
+		buf := make([]byte, 0, 256)
+		if n := testing.AllocsPerRun(1000, func() {
+			if _, err := c.Read(t.Context(), 3, modbus.Address{Table: modbus.InputRegisters}, 60, buf); err != nil {
+				t.Fatal(err)
+			}
+		}); n != 0 {
+			t.Errorf("%v: %v allocations per poll; want 0", f, n)
 		}
-	}); n != 0 {
-		t.Errorf("%v allocations per poll; want 0", n)
+	}
+}
+
+func TestSniffingAllocatesNothing(t *testing.T) {
+	request := modbus.Request{Unit: 3, Function: 4, Count: 60}.Append(nil)
+	answer := modbus.Response{Unit: 3, Function: 4, Data: make([]byte, 120)}.Append(nil)
+	n, at := 0, time.Unix(0, 0)
+	s := modbus.NewSniffer(modbus.SnifferConfig{}, func(t modbus.Transaction) { n += len(t.Response.Data) })
+	if allocs := testing.AllocsPerRun(1000, func() {
+		s.Feed(request, at)
+		s.Feed(answer, at)
+	}); allocs != 0 || n != 1001*120 {
+		t.Errorf("%v allocations per transaction; want 0; %d bytes", allocs, n)
 	}
 }

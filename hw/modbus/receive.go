@@ -61,7 +61,9 @@ func (c *Client) hush(ctx context.Context, u *unit) error {
 			}
 		default:
 			for ; wait > 0; wait = end.Sub(c.now()) {
-				c.sleep(wait)
+				if wait > c.spin {
+					c.sleep(wait - c.spin)
+				}
 			}
 			if n, err = c.try.TryRead(c.rx[c.wr:]); n > 0 {
 				c.last = c.now()
@@ -113,6 +115,7 @@ func (c *Client) receive(ctx context.Context, u *unit, d *debt, awaiting debt) (
 	longest := c.chars(MaxFrame)
 	w := wait{Client: c, u: u, awaiting: awaiting, gap: max(c.drain(u), minGap)}
 	w.deadline, w.limit = d.sent.Add(c.timeout), d.sent.Add(2*c.timeout+2*longest)
+	u.overslept = false
 	if c.framing == ASCII {
 		w.gap = asciiGap
 		w.limit = w.limit.Add(4 * asciiGap)
@@ -133,6 +136,7 @@ type wait struct {
 	gap       time.Duration // a silence inside of a frame that makes its head doubtful
 	rescanned int           // what rescan has seen of rx
 	whole     time.Time     // when the frame will be whole, by the earliest estimate
+	slept     bool          // before the last read: nobody saw when its bytes came
 }
 
 // doze sleeps until shortly before the answer is whole, if it is as long as a good one and the unit
@@ -145,9 +149,7 @@ func (w *wait) doze(whole time.Time, frame time.Duration) {
 	}
 	w.deadline = w.deadline.Add(frame)
 	w.sleep(min(d, slice))
-	if over := w.now().Sub(whole); over > 0 { // then nobody saw when it came
-		w.u.soonest = max(w.u.soonest-w.slack, 0)
-	}
+	w.slept, w.u.overslept = true, true
 }
 
 // receive reads until the answer that settles d is whole. It stops at the length that the
@@ -171,13 +173,16 @@ func (w *wait) receive(ctx context.Context, d *debt) ([]byte, error) {
 		if v == answer {
 			return frame, nil
 		}
+		if w.u != nil {
+			w.u.overslept = false
+		}
 		rest := time.Duration(0)
 		if v == partial {
 			rest = w.timing.Chars(w.missing())
 		}
 		w.adjust(v, rest)
-		if v == partial {
-			w.pause(rest)
+		if slept := w.slept; v == partial {
+			w.slept = !slept && w.pause(rest)
 		}
 	}
 }
@@ -223,14 +228,18 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // pause sleeps until the rest of a frame should be there: one wake-up for it instead of one for
-// each few bytes. The estimate never moves back, as bytes may have waited in the port.
-func (w *wait) pause(rest time.Duration) {
+// each few bytes. The estimate never moves back, as bytes may have waited in the port. It tells
+// whether it slept.
+func (w *wait) pause(rest time.Duration) bool {
 	if whole := w.last.Add(rest); w.whole.IsZero() || whole.Before(w.whole) {
 		w.whole = whole
 	}
-	if d := w.whole.Sub(w.now()) - w.slack; d > w.slack {
-		w.sleep(min(d, slice))
+	d := w.whole.Sub(w.now()) - w.slack
+	if d <= w.slack {
+		return false
 	}
+	w.sleep(min(d, slice))
+	return true
 }
 
 // sortAll sorts what is in rx up to the answer, or up to what is not whole yet.

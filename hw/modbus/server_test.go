@@ -22,8 +22,7 @@ func raw(p ...byte) []byte {
 func asked(t *testing.T, c modbus.ServerConfig, u *hwtest.Unit, list ...arrival) (answers [][]byte, stats modbus.ServerStats) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		var line *memoryLine
-		line = newMemoryLine(func(p []byte) []arrival {
+		line := newMemoryLine(func(p []byte) []arrival {
 			answers = append(answers, p)
 			if c.Echo {
 				return []arrival{{time.Millisecond, p}}
@@ -167,8 +166,8 @@ func TestServerOverTCPAnswersAll(t *testing.T) {
 // The silence of t3.5 is kept before an answer.
 func TestServerKeepsTheSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var sent, answered time.Time
-		line := newMemoryLine(func([]byte) []arrival { answered = time.Now(); return nil })
+		answered := make(chan time.Time, 1)
+		line := newMemoryLine(func([]byte) []arrival { answered <- time.Now(); return nil })
 		timing := modbus.TimingOf(9600, 11)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -177,9 +176,8 @@ func TestServerKeepsTheSilence(t *testing.T) {
 		}()
 		time.Sleep(time.Second)
 		line.push(raw(3, 3, 0, 5, 0, 2))
-		sent = time.Now()
-		time.Sleep(time.Second)
-		if took := answered.Sub(sent); took < timing.T35 || took > timing.T35+2*time.Millisecond {
+		sent := time.Now()
+		if took := (<-answered).Sub(sent); took < timing.T35 || took > timing.T35+2*time.Millisecond {
 			t.Errorf("answered after %v; t3.5 is %v", took, timing.T35)
 		}
 		cancel()

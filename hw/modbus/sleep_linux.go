@@ -13,7 +13,7 @@ func sleepFor(t Timing) (sleep func(time.Duration), slack time.Duration) {
 	if t.Char > 250*time.Microsecond {
 		return nanosleep, 300 * time.Microsecond
 	}
-	return nanosleep, 60 * time.Microsecond
+	return nanosleep, 150 * time.Microsecond
 }
 
 // nanosleep blocks its thread, so it is for waits that are bounded.
