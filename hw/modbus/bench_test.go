@@ -209,3 +209,26 @@ func poll(b *testing.B, baud int, n uint16) {
 	b.ReportMetric(float64(limit.Microseconds()), "limit_us")
 	b.ReportMetric(float64(stats().Violations), "t3.5_violations")
 }
+
+// BenchmarkSniffer is what a line costs that is listened to: bytes per second, of traffic and of noise.
+func BenchmarkSniffer(b *testing.B) {
+	r := modbus.Request{Unit: 3, Function: 4, Count: 60}
+	traffic := append(r.Append(nil), modbus.Response{Unit: 3, Function: 4, Data: make([]byte, 120)}.Append(nil)...)
+	noise := make([]byte, 4096)
+	for i := range noise {
+		noise[i] = byte(i * i >> 3)
+	}
+	for name, stream := range map[string][]byte{"traffic": traffic, "noise": noise} {
+		b.Run(name, func(b *testing.B) {
+			s := modbus.NewSniffer(modbus.SnifferConfig{}, func(modbus.Transaction) {})
+			at := time.Unix(0, 0)
+			b.SetBytes(int64(len(stream)))
+			b.ReportAllocs()
+			for b.Loop() {
+				for p := stream; len(p) > 0; p = p[min(8, len(p)):] {
+					s.Feed(p[:min(8, len(p))], at)
+				}
+			}
+		})
+	}
+}

@@ -213,12 +213,19 @@ func TestRequestsThatCannotBe(t *testing.T) {
 func FuzzClient(f *testing.F) {
 	good := modbus.Response{Unit: 3, Function: 3, Data: []byte{1, 2, 3, 4}}.Append(nil)
 	request := modbus.Request{Unit: 3, Function: 3, Count: 2}.Append(nil)
-	f.Add(good, byte(3))
-	f.Add(append(request, good...), byte(1))
-	f.Add(append([]byte{3, 3, 200}, good...), byte(7))
-	f.Add(append(append([]byte{4, 3, 11}, good...), 0, 0), byte(64))
-	f.Add(bytes.Repeat([]byte{3}, 3000), byte(255))
-	f.Fuzz(func(t *testing.T, stream []byte, chunk byte) {
+	f.Add(good, byte(3), false)
+	f.Add(append(request, good...), byte(1), false)
+	f.Add(append([]byte{3, 3, 200}, good...), byte(7), false)
+	f.Add(append(append([]byte{4, 3, 11}, good...), 0, 0), byte(64), false)
+	f.Add(bytes.Repeat([]byte{3}, 3000), byte(255), false)
+	f.Add(modbus.AppendASCII(nil, good, 0), byte(3), true)
+	f.Add(modbus.AppendASCII([]byte(":0303"), good, 0), byte(3), true)
+	f.Add(bytes.Repeat([]byte{':'}, 3000), byte(255), true)
+	f.Fuzz(func(t *testing.T, stream []byte, chunk byte, ascii bool) {
+		framing := modbus.RTU
+		if ascii {
+			framing = modbus.ASCII
+		}
 		synctest.Test(t, func(t *testing.T) {
 			size := int(chunk) + 1
 			l := newMemoryLine(func([]byte) (list []arrival) {
@@ -230,10 +237,11 @@ func FuzzClient(f *testing.F) {
 				return list
 			})
 			whole := stream
-			c := l.client(modbus.ClientConfig{Timing: modbus.TimingOf(19200, 11), Timeout: 30 * time.Millisecond})
+			c := l.client(modbus.ClientConfig{Framing: framing, Timing: modbus.TimingOf(19200, 11), Timeout: 30 * time.Millisecond})
 			for range 4 {
 				b, err := c.Read(t.Context(), 3, modbus.Address{Table: modbus.HoldingRegisters}, 2, nil)
-				if err == nil && !bytes.Contains(whole, modbus.Response{Unit: 3, Function: 3, Data: b}.Append(nil)) {
+				sent := in(framing, modbus.Response{Unit: 3, Function: 3, Data: b}.Append(nil))
+				if err == nil && !bytes.Contains(bytes.ToUpper(whole), bytes.ToUpper(sent)) {
 					t.Fatalf("%x was never sent", b)
 				}
 			}

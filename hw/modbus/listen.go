@@ -6,6 +6,7 @@ type listener struct {
 	framing   Framing
 	delimiter byte
 	expect    expectation
+	memo      memo
 	rx        [4 * MaxASCIIFrame]byte
 	rd, wr    int
 	frame     [MaxFrame]byte // the RTU form of an ASCII frame
@@ -33,7 +34,8 @@ func (l *listener) next(silent bool) (frame []byte, n int, k kind) {
 	case l.framing == ASCII:
 		return l.nextASCII(p, silent)
 	}
-	n, k = split(p, &l.expect, silent)
+	n, k = split(p, &l.expect, silent, &l.memo)
+	l.memo.advance(n, k)
 	l.rd += n
 	return p[:n], n, k
 }

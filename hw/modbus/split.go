@@ -1,6 +1,9 @@
 package modbus
 
-import "bytes"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // kind is what a listener takes a frame for. On a line that someone else masters both requests and
 // answers are heard, and nothing marks which is which.
@@ -47,9 +50,9 @@ func (e *expectation) begun(p []byte) bool {
 }
 
 // split finds out what the first n bytes of p are, which is not empty. With silent it is certain that
-// nothing continues p. What it says holds for p with any bytes behind it, so that the same bytes give
+// nothing continues p. m is the listener's. What split says holds for p with any bytes behind it, so that the same bytes give
 // the same frames in whatever chunks they come.
-func split(p []byte, e *expectation, silent bool) (n int, k kind) {
+func split(p []byte, e *expectation, silent bool, m *memo) (n int, k kind) {
 	answer, asked := ResponseLength(p), RequestLength(p)
 	open := func(n int) bool { return !silent && (n == 0 || n > len(p) && n <= MaxFrame) }
 	whole := func(n int) bool { return n > 0 && n <= MaxFrame && n <= len(p) && sound(p[:n]) }
@@ -80,7 +83,7 @@ func split(p []byte, e *expectation, silent bool) (n int, k kind) {
 	case open(asked), open(answer):
 		return 0, undecided
 	case asked < 0 && answer < 0:
-		return splitUnknown(p, silent)
+		return m.unknown(p, silent)
 	case e.begun(p) && answer > 0 && answer <= len(p) && answer <= MaxFrame && e.met(p[:answer]):
 		return 1, spoilt
 	}
@@ -105,32 +108,79 @@ func plausible(frame []byte) bool {
 	return true
 }
 
-// splitUnknown is split for a head of no known function. It may be a frame that gives no length, or
-// noise before a frame: what turns out whole first decides.
-func splitUnknown(p []byte, silent bool) (int, kind) {
+// memo is how far splitUnknown has come, so that it looks at nothing twice: on a line full of noise it
+// is asked about every byte.
+type memo struct {
+	prefix int    // no head of up to so many bytes is sound
+	crc    uint16 // of the head's first prefix − 2 bytes
+	within int    // no frame ends in the first so many bytes, but for the head
+}
+
+// advance moves the memo on by n bytes that were taken.
+func (m *memo) advance(n int, k kind) {
+	if k == noise && n == 1 {
+		*m = memo{within: max(m.within-1, 0)}
+	} else if n > 0 {
+		*m = memo{}
+	}
+}
+
+// known tells for each function byte whether frames of it give their length.
+var known = func() (t [256]bool) {
+	for f := range t {
+		p := [MaxFrame]byte{1: byte(f), 2: meiDeviceID}
+		t[f] = RequestLength(p[:]) > 0 || ResponseLength(p[:]) > 0
+	}
+	return t
+}()
+
+// unknown is split for a head of no known function. It may be a frame that gives no length, or noise
+// before a frame: what turns out whole first decides.
+func (m *memo) unknown(p []byte, silent bool) (int, kind) {
 	limit := min(len(p), MaxFrame)
-	for n := 4; n <= limit; n++ {
-		if sound(p[:n]) {
-			limit = n
-			break
-		}
-	}
-	found := limit >= 4 && sound(p[:limit])
-	start, end := 0, limit
-	for i := 1; i+4 <= len(p); i++ {
-		for _, n := range [...]int{RequestLength(p[i:]), ResponseLength(p[i:])} {
-			if n > 0 && n <= MaxFrame && i+n <= len(p) && (i+n < end || i+n == end && !found && start == 0) && sound(p[i:i+n]) {
-				start, end = i, i+n
-			}
-		}
-	}
+	head := m.head(p[:limit])
+	start, end := m.inner(p[:limit])
 	switch {
-	case start > 0:
+	case end > 0 && (head == 0 || end < head):
 		return start, noise
-	case found:
-		return limit, unknown
-	case silent || len(p) >= MaxFrame:
+	case head > 0:
+		return head, unknown
+	case silent || limit == MaxFrame:
 		return 1, noise
 	}
 	return 0, undecided
+}
+
+// head is the length of the shortest sound frame at the head of p; 0: there is none.
+func (m *memo) head(p []byte) int {
+	if m.prefix == 0 {
+		m.prefix, m.crc = 3, CRC(p[:min(len(p), 1)])
+	}
+	for n := m.prefix + 1; n <= len(p); n++ {
+		m.crc = m.crc>>8 ^ crcTable[byte(m.crc)^p[n-3]]
+		m.prefix = n
+		if m.crc == binary.LittleEndian.Uint16(p[n-2:]) {
+			return n
+		}
+	}
+	return 0
+}
+
+// inner is the frame in p, not at its head, that ends first; an end of 0: there is none.
+func (m *memo) inner(p []byte) (start, end int) {
+	for i := 1; i+4 <= len(p); i++ {
+		if !known[p[i+1]] {
+			continue
+		}
+		for _, n := range [...]int{RequestLength(p[i:]), ResponseLength(p[i:])} {
+			e := i + n
+			if n > 0 && e > m.within && e <= len(p) && (end == 0 || e < end) && sound(p[i:e]) {
+				start, end = i, e
+			}
+		}
+	}
+	if end == 0 {
+		m.within = len(p)
+	}
+	return start, end
 }
