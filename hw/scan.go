@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 
@@ -30,7 +31,8 @@ type ScanConfig struct {
 // Found is a unit that answered.
 type Found struct {
 	Settings string `json:"settings"`
-	Address  int    `json:"address"`
+	// Address of the unit; -1 for an M-Bus unit that was found by its secondary address only.
+	Address int `json:"address"`
 	// Secondary is the secondary address of an M-Bus unit.
 	Secondary string `json:"secondary,omitempty"`
 	// Identity is what the unit says of itself; "" where it says nothing.
@@ -41,10 +43,10 @@ type Found struct {
 
 // ScanProgress is how far a scan has come.
 type ScanProgress struct {
-	Done, Total int // addresses asked, of all settings
-	Settings    string
-	Address     int
-	New         *Found // that has just answered; nil: nobody
+	Done     float64 // from 0 to 1, of all settings
+	Settings string
+	Next     string // the address that is asked next
+	New      *Found // that has just answered; nil: nobody
 }
 
 // scanTimeout is enough for all units but the slowest.
@@ -80,7 +82,8 @@ func Scan(ctx context.Context, c ScanConfig, progress func(ScanProgress), log *s
 		return nil, err
 	}
 	defer p.Close()
-	for _, settings := range s.c.Settings {
+	for i, settings := range s.c.Settings {
+		s.tried = i
 		if err := p.Configure(settings); err != nil {
 			return s.found, fmt.Errorf("scanning at %s: %w", settings, err)
 		}
@@ -94,6 +97,7 @@ func Scan(ctx context.Context, c ScanConfig, progress func(ScanProgress), log *s
 			return s.found, fmt.Errorf("scanning at %s: %w", settings, err)
 		}
 	}
+	s.progress(1, "")
 	return s.found, nil
 }
 
@@ -101,6 +105,7 @@ func Scan(ctx context.Context, c ScanConfig, progress func(ScanProgress), log *s
 type scan struct {
 	c      ScanConfig
 	p      ScanProgress
+	tried  int // settings
 	report func(ScanProgress)
 	found  []Found
 }
@@ -130,18 +135,23 @@ func newScan(c ScanConfig, report func(ScanProgress)) (*scan, error) {
 	if c.Timeout == 0 {
 		c.Timeout = scanTimeout
 	}
-	return &scan{c: c, report: report, p: ScanProgress{Total: len(c.Settings) * (c.Last - c.First + 1)}}, nil
+	return &scan{c: c, report: report}, nil
 }
 
-// note reports one address that was asked.
-func (s *scan) note(address int, found *Found) {
-	s.p.Done++
-	s.p.Address, s.p.New = address, found
-	if found != nil {
-		found.Settings = s.p.Settings
-		s.found = append(s.found, *found)
-	}
+// progress tells which part of the current settings is done, and what is asked next.
+func (s *scan) progress(done float64, next string) {
+	s.p.Done = (float64(s.tried) + done) / float64(len(s.c.Settings))
+	s.p.Next = next
 	s.report(s.p)
+}
+
+// note tells of a unit that answered.
+func (s *scan) note(f Found) {
+	f.Settings = s.p.Settings
+	s.found = append(s.found, f)
+	s.p.New = &f
+	s.report(s.p)
+	s.p.New = nil
 }
 
 // units asks the Modbus units at settings.
@@ -155,19 +165,16 @@ func (s *scan) units(ctx context.Context, p port.Port, settings port.Settings) e
 	}
 	client := modbus.NewClient(p, modbus.ClientConfig{Framing: framing, Timing: timing, Timeout: s.c.Timeout})
 	for address := s.c.First; address <= s.c.Last; address++ {
+		s.progress(float64(address-s.c.First)/float64(s.c.Last-s.c.First+1), strconv.Itoa(address))
 		_, err := client.Read(ctx, byte(address), modbus.Address{Table: modbus.HoldingRegisters}, 1, nil)
-		how, _, _ := judge(err)
-		switch how {
+		switch how, _, _ := judge(err); how {
 		case broken:
 			return err
-		case silence:
-			s.note(address, nil)
-			continue
 		case damaged:
-			s.note(address, &Found{Address: address, Problem: err.Error()})
-			continue
+			s.note(Found{Address: address, Problem: err.Error()})
+		case answered, refused:
+			s.note(Found{Address: address, Identity: identity(ctx, client, byte(address))})
 		}
-		s.note(address, &Found{Address: address, Identity: identity(ctx, client, byte(address))})
 	}
 	return nil
 }
@@ -186,29 +193,29 @@ func identity(ctx context.Context, client *modbus.Client, address byte) string {
 	return strings.Join(words, " ")
 }
 
-// meters asks the M-Bus units at settings, by their primary addresses.
+// meters asks the M-Bus units at settings: by their primary addresses, which many still share as the
+// maker set them, and then by their secondary ones.
 func (s *scan) meters(ctx context.Context, p port.Port, settings port.Settings) error {
 	master := mbus.NewMaster(p, mbus.Config{Baud: settings.Baud})
-	for address := s.c.First; address <= s.c.Last; address++ {
-		telegrams, err := master.Read(ctx, mbus.Primary(byte(address)))
-		how, _, _ := judge(err)
-		switch how {
-		case broken:
-			return err
-		case silence:
-			s.note(address, nil)
-			continue
-		case damaged:
-			s.note(address, &Found{Address: address, Problem: err.Error()})
-			continue
-		}
-		found := &Found{Address: address}
-		if how == refused {
-			found.Problem = err.Error()
-		} else if header, err := mbus.ParseHeader(telegrams[0]); err == nil {
-			found.Secondary, found.Identity = header.String(), mbus.MediumName(header.Medium)
-		}
-		s.note(address, found)
+	known := make(map[string]bool)
+	half := 0.0
+	look := mbus.Scan{
+		Found: func(f mbus.Found) {
+			found := Found{Address: f.Address.Primary(), Secondary: f.Header.String(), Identity: mbus.MediumName(f.Header.Medium)}
+			if f.Err != nil {
+				found = Found{Address: found.Address, Secondary: f.Address.String(), Problem: f.Err.Error()}
+			}
+			if f.Address.Secondary() && known[found.Secondary] {
+				return
+			}
+			known[found.Secondary] = true
+			s.note(found)
+		},
+		Progress: func(done float64, next mbus.Address) { s.progress(half+done/2, next.String()) },
 	}
-	return nil
+	if err := master.ScanPrimary(ctx, byte(s.c.First), byte(s.c.Last), look); err != nil {
+		return err
+	}
+	half = 0.5
+	return master.ScanSecondary(ctx, mbus.Everybody(), look)
 }

@@ -94,12 +94,20 @@ func printFound(w io.Writer, found []hw.Found) error {
 		switch {
 		case f.Problem != "":
 			says = "a damaged answer: " + f.Problem + "; two units may have this address"
-		case f.Secondary != "":
+		case f.Secondary != "" && f.Address >= 0:
 			says = f.Secondary + " " + says
 		}
-		fmt.Fprintf(table, "%d\t%s\t%s\n", f.Address, f.Settings, says)
+		fmt.Fprintf(table, "%s\t%s\t%s\n", whereFound(f), f.Settings, says)
 	}
 	return table.Flush()
+}
+
+// whereFound is the address to write into the configuration.
+func whereFound(f hw.Found) string {
+	if f.Address < 0 {
+		return f.Secondary
+	}
+	return strconv.Itoa(f.Address)
 }
 
 // progress is a bar on a terminal, and a line now and then elsewhere.
@@ -129,21 +137,24 @@ func (p *progress) show(s hw.ScanProgress) {
 	now := time.Now()
 	if s.New != nil {
 		p.clear()
-		fmt.Fprintf(p.w, "found %d at %s\n", s.New.Address, s.New.Settings)
+		fmt.Fprintf(p.w, "found %s at %s\n", whereFound(*s.New), s.New.Settings)
 	}
 	pause := logPause
 	if p.terminal {
 		pause = barPause
 	}
-	if now.Sub(p.printed) < pause && s.Done < s.Total {
+	if now.Sub(p.printed) < pause && s.Done < 1 && s.Done > 0 {
 		return
 	}
 	p.printed = now
-	left := time.Duration(float64(now.Sub(p.start)) / float64(s.Done) * float64(s.Total-s.Done)).Round(time.Second)
+	left := "?"
+	if s.Done > 0 {
+		left = time.Duration(float64(now.Sub(p.start)) / s.Done * (1 - s.Done)).Round(time.Second).String()
+	}
 	const width = 30
-	full := width * s.Done / s.Total
-	text := fmt.Sprintf("[%s%s] %3d %%  %s, address %d, %s left", strings.Repeat("=", full), strings.Repeat(" ", width-full),
-		100*s.Done/s.Total, s.Settings, s.Address, left)
+	full := int(width * s.Done)
+	text := fmt.Sprintf("[%s%s] %3d %%  %s, address %s, %s left", strings.Repeat("=", full), strings.Repeat(" ", width-full),
+		int(100*s.Done), s.Settings, s.Next, left)
 	if p.terminal {
 		fmt.Fprintf(p.w, "\r\x1b[K%s", text)
 		return

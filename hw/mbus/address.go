@@ -125,6 +125,14 @@ func parseManufacturer(s string) (uint16, error) {
 // Secondary reports whether the unit is asked by its secondary address.
 func (a Address) Secondary() bool { return a.secondary }
 
+// Primary returns the primary address, or -1 where the unit is asked by its secondary address.
+func (a Address) Primary() int {
+	if a.secondary {
+		return -1
+	}
+	return int(a.primary)
+}
+
 // Matches reports whether h is the header of a unit with this address. A primary address stands in
 // the frame, not in the header, and so matches all.
 func (a Address) Matches(h *Header) bool {
