@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 )
@@ -21,6 +20,20 @@ type goBenchmark struct {
 // without "Benchmark" and without the number of processors.
 type figures map[string]map[string]spread
 
+// all returns a metric of all benchmarks whose names begin with prefix, by name.
+func (f figures) all(prefix, unit string) (map[string]spread, error) {
+	found := make(map[string]spread)
+	for name, metrics := range f {
+		if strings.HasPrefix(name, prefix) && len(metrics[unit]) > 0 {
+			found[name] = metrics[unit]
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%w: there is no benchmark %s… that says %s", errVoid, prefix, unit)
+	}
+	return found, nil
+}
+
 // get returns a metric, which a benchmark that was renamed would lack.
 func (f figures) get(name, unit string) (spread, error) {
 	if values := f[name][unit]; len(values) > 0 {
@@ -30,9 +43,9 @@ func (f figures) get(name, unit string) (spread, error) {
 }
 
 // goBench runs benchmarks of other packages and turns their metrics into rows.
-func goBench(list func() []goBenchmark) func(context.Context, options) ([]row, error) {
+func goBench(list ...goBenchmark) func(context.Context, options) ([]row, error) {
 	return func(ctx context.Context, o options) (rows []row, err error) {
-		for _, b := range list() {
+		for _, b := range list {
 			var text strings.Builder
 			for rep := range o.reps { // not -count, which would run each benchmark's repetitions in a row
 				say("rep %d: go test -bench %s %s", rep+1, b.pattern, b.pkg)
@@ -67,7 +80,7 @@ func goTest(ctx context.Context, args ...string) (string, error) {
 
 // parse reads what go test -bench prints:
 //
-//	BenchmarkPoll/115200baud-2   500   4812345 ns/op   0.98 share_of_limit   0 B/op   0 allocs/op
+//	BenchmarkPoll/115200baud-2   500   4812345 ns/op   1.02 p50/limit   0 B/op   0 allocs/op
 func parse(text string) figures {
 	all := make(figures)
 	for line := range strings.Lines(text) {
@@ -91,69 +104,9 @@ func parse(text string) figures {
 	return all
 }
 
-// leastShareOfLimit: the median poll lasts at most 1.05 times what the line's speed allows.
-const leastShareOfLimit = 1 / 1.05
-
-// lines measures acceptance (b) and (c): polls at the speed of the wire, and answers that come
-// after their time.
-func lines(ctx context.Context, o options) ([]row, error) {
-	rows, err := goBench(func() []goBenchmark {
-		return []goBenchmark{{"./hw/modbus", "^BenchmarkPoll$/^115200baud$", "3s", pollRows}}
-	})(ctx, o)
-	if err != nil {
-		return rows, err
-	}
-	late, err := lateAnswers(ctx)
-	return append(rows, late...), err
-}
-
-func pollRows(f figures) (rows []row, err error) {
-	for _, name := range []string{"Poll/115200baud/10registers", "Poll/115200baud/60registers"} {
-		share, err1 := f.get(name, "share_of_limit")
-		violations, err2 := f.get(name, "t3.5_violations")
-		allocs, err3 := f.get(name, "allocs/op")
-		if err := errors.Join(err1, err2, err3); err != nil {
-			return rows, err
-		}
-		rows = append(rows, row{
-			what:   "line: " + name + ", median beside the line's limit",
-			ours:   fmt.Sprintf("%.3f ×, %.0f t3.5 violations, %.0f allocations", 1/share.median(), violations.most(), allocs.most()),
-			target: "≤ 1.05 ×, 0, 0", met: share.median() >= leastShareOfLimit && violations.most() == 0 && allocs.most() == 0,
-		})
-	}
-	return rows, nil
-}
-
-// lateAnswers runs the test that answers every fourth poll too late, and adds up what it says.
-func lateAnswers(ctx context.Context) ([]row, error) {
-	const test = "TestLateAnswersAreNeverValues"
-	text, err := goTest(ctx, "-v", "-run", "^"+test+"$", "./hw/modbus")
-	if err != nil {
-		return nil, err
-	}
-	var right, wrong, missing int
-	for _, found := range regexp.MustCompile(`([0-9]+) right, ([0-9]+) wrong, ([0-9]+) missing`).FindAllStringSubmatch(text, -1) {
-		for i, sum := range []*int{&right, &wrong, &missing} {
-			n, err := strconv.Atoi(found[i+1])
-			if err != nil {
-				return nil, err
-			}
-			*sum += n
-		}
-	}
-	polls := right + wrong + missing
-	if polls == 0 {
-		return nil, fmt.Errorf("%w: %s says nothing of its polls", errVoid, test)
-	}
-	return []row{{
-		what: "line: wrong values, every fourth answer late", ours: fmt.Sprintf("%d in %d polls", wrong, polls),
-		target: "0 in 10000", met: wrong == 0 && polls >= 10_000,
-	}}, nil
-}
-
 // outboxes measures acceptance (e): the outbox beside bbolt.
-func outboxes() []goBenchmark {
-	return []goBenchmark{{"./agent/outbox", "^BenchmarkBacklog$", "50000x", backlogRows}}
+func outboxes(ctx context.Context, o options) ([]row, error) {
+	return goBench(goBenchmark{"./agent/outbox", "^BenchmarkBacklog$", "50000x", backlogRows})(ctx, o)
 }
 
 func backlogRows(f figures) (rows []row, err error) {

@@ -41,11 +41,26 @@ type section struct {
 	run        func(ctx context.Context, o options) ([]row, error)
 }
 
+// inTurn measures one thing after the other.
+func inTurn(parts ...func(context.Context, options) ([]row, error)) func(context.Context, options) ([]row, error) {
+	return func(ctx context.Context, o options) (rows []row, err error) {
+		for _, part := range parts {
+			more, err := part(ctx, o)
+			rows = append(rows, more...)
+			if err != nil {
+				return rows, err
+			}
+		}
+		return rows, nil
+	}
+}
+
 func sections() []section {
 	return []section{
 		{"uplink", "CPU of outbox and session beside a mosquitto bridge", uplink},
-		{"line", "Modbus polls on a simulated wire", lines},
-		{"outbox", "appending and draining beside bbolt", goBench(outboxes)},
+		{"line", "Modbus polls on a simulated wire, plans, a dead unit", inTurn(polls, plans, lateAnswers, deadUnit)},
+		{"talkers", "what lines that listen cost, and a flood", inTurn(sentences, cutters, floods, receivers)},
+		{"outbox", "appending and draining beside bbolt", outboxes},
 		{"agent", "memory and start of ferrule run", running},
 	}
 }
@@ -63,7 +78,7 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := flags.String("only", "", "comma-separated `sections` to run: uplink, line, outbox, agent")
+	only := flags.String("only", "", "comma-separated `sections` to run: uplink, line, talkers, outbox, agent")
 	flags.IntVar(&o.reps, "reps", 3, "interleaved repetitions of every pair")
 	flags.IntVar(&o.messages, "messages", 100_000, "messages a run")
 	flags.DurationVar(&o.watch, "watch", time.Minute, "how long the running agent's memory is watched")

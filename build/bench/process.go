@@ -124,6 +124,9 @@ func (p *process) written() (int64, error) { return p.field("io", "write_bytes:"
 // pss is the memory of a process in bytes; pages it shares count for its part.
 func (p *process) pss() (int64, error) { return p.field("smaps_rollup", "Pss:", 1024) }
 
+// rss is the memory of a process in bytes that is in RAM, the pages that it shares included.
+func (p *process) rss() (int64, error) { return p.field("status", "VmRSS:", 1024) }
+
 func (p *process) field(file, name string, unit int64) (int64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.Process.Pid, file))
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"ferrule/hw/hwtest"
@@ -28,7 +29,11 @@ func running(ctx context.Context, o options) ([]row, error) {
 		return nil, err
 	}
 	defer w.close()
-	ferrule, config, err := gateway(ctx, w)
+	lines, err := poller(w)
+	if err != nil {
+		return nil, err
+	}
+	ferrule, config, err := gateway(ctx, w, lines)
 	if err != nil {
 		return nil, err
 	}
@@ -53,8 +58,28 @@ func running(ctx context.Context, o options) ([]row, error) {
 	}, nil
 }
 
-// gateway builds the agent, gives it a line with one unit and a TPM, and enrolls it.
-func gateway(ctx context.Context, w *world) (ferrule, config string, err error) {
+// poller makes one line with a unit that is polled once a second.
+func poller(w *world) (lines string, err error) {
+	wire, err := hwtest.NewWire(hwtest.WireConfig{Baud: 19200, BitsPerChar: 11})
+	if err != nil {
+		return "", err
+	}
+	w.closers = append(w.closers, func() { _ = wire.Close() })
+	unit := hwtest.NewUnit(3)
+	unit.Set(modbus.InputRegisters, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+	wire.Attach(unit)
+
+	var text strings.Builder
+	fmt.Fprintf(&text, "[[line]]\nname = \"rs485-1\"\nport = %q\nsettings = \"19200 8E1\"\nprotocol = \"modbus-rtu\"\n", wire.Path())
+	fmt.Fprintf(&text, "[[line.unit]]\nname = \"meter\"\naddress = 3\nevery = \"1s\"\n")
+	for i := range 10 {
+		fmt.Fprintf(&text, "[[line.unit.point]]\nname = \"p%d\"\nat = \"input:%d\"\ntype = \"uint16\"\n", i, i)
+	}
+	return text.String(), nil
+}
+
+// gateway builds the agent, gives it lines and a TPM, and enrolls it.
+func gateway(ctx context.Context, w *world, lines string) (ferrule, config string, err error) {
 	if ferrule, err = w.build(ctx, "ferrule"); err != nil {
 		return "", "", err
 	}
@@ -66,25 +91,11 @@ func gateway(ctx context.Context, w *world) (ferrule, config string, err error) 
 	if err != nil {
 		return "", "", err
 	}
-	wire, err := hwtest.NewWire(hwtest.WireConfig{Baud: 19200, BitsPerChar: 11})
-	if err != nil {
-		return "", "", err
-	}
-	w.closers = append(w.closers, func() { _ = wire.Close() })
-	unit := hwtest.NewUnit(3)
-	unit.Set(modbus.InputRegisters, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-	wire.Attach(unit)
-
 	var text bytes.Buffer
 	fmt.Fprintf(&text, "state_dir = %q\n[identity]\ntpm = %q\n", filepath.Join(w.dir, "state"), tpm.Address())
 	fmt.Fprintf(&text, "[enroll]\nmethod = \"registrar\"\nurl = %q\nroots = %q\n", registrar, w.ca("root.crt"))
 	fmt.Fprintf(&text, "[session]\nbrokers = [\"mqtts://%s\"]\nroots = %q\n", w.address, w.ca("root.crt"))
-	fmt.Fprintf(&text, "[local]\nsocket = %q\n", filepath.Join(w.dir, "f.sock"))
-	fmt.Fprintf(&text, "[[line]]\nname = \"rs485-1\"\nport = %q\nsettings = \"19200 8E1\"\nprotocol = \"modbus-rtu\"\n", wire.Path())
-	fmt.Fprintf(&text, "[[line.unit]]\nname = \"meter\"\naddress = 3\nevery = \"1s\"\n")
-	for i := range 10 {
-		fmt.Fprintf(&text, "[[line.unit.point]]\nname = \"p%d\"\nat = \"input:%d\"\ntype = \"uint16\"\n", i, i)
-	}
+	fmt.Fprintf(&text, "[local]\nsocket = %q\n%s", filepath.Join(w.dir, "f.sock"), lines)
 	config = filepath.Join(w.dir, "ferrule.toml")
 	if err := os.WriteFile(config, text.Bytes(), 0o600); err != nil {
 		return "", "", err

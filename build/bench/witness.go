@@ -49,6 +49,8 @@ func numbers(payload []byte, f func(n int)) {
 // tally is what arrived of one run.
 type tally struct {
 	distinct, duplicates, misordered, messages int
+
+	entries int // of readings
 }
 
 // witness is an independent subscriber. It counts what arrives at the broker.
@@ -126,6 +128,7 @@ func (s *witness) take(_ mqtt.Client, m mqtt.Message) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tally.messages++
+	s.tally.entries += bytes.Count(m.Payload(), []byte(`"seq":`))
 	numbers(m.Payload(), func(n int) {
 		switch {
 		case n < 1 || n >= len(s.seen): // a probe
