@@ -14,5 +14,5 @@ while IFS=: read -r file line; do
   # long does nothing else after its first seconds.
   go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 1x "$(dirname "$file")"
   count=$((count + 1))
-done < <(grep -rE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*\(' . | sort)
+done < <(grep -rE --include='*_test.go' "^func Fuzz[A-Za-z0-9_]*\\(" "${@:-.}" | sort)
 echo "fuzz: $count targets, nothing found"
