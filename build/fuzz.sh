@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every fuzz target of the tree for FUZZTIME (60s unless set), one after another. What a
+# Runs every fuzz target below the folders given, or of the whole tree, for FUZZTIME (60s unless
+# set), one after another. What a
 # target finds is written to its package's testdata; commit it with the repair.
 set -euo pipefail
 cd "$(dirname "$0")/.."
