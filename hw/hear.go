@@ -274,7 +274,7 @@ func (l *Line) talker(name string) *unit {
 	if u != nil || len(l.config.Units) > 0 || len(l.units) >= maxTalkers || len(name) > maxName {
 		return u
 	}
-	u = &unit{line: l.config.Name, name: orDefault(name, l.protocol.name), match: name, state: UnitNew, discovers: true, timeout: l.hush()}
+	u = &unit{line: l.config.Name, name: orDefault(name, l.protocol.name), match: name, state: UnitNew, round: 1, discovers: true, timeout: l.hush()}
 	l.count(func() { l.units = append(l.units, u) })
 	return u
 }

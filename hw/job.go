@@ -73,8 +73,6 @@ func (l *Line) Read(ctx context.Context, q Query) ([]byte, error) {
 	switch n := q.Type.Registers(); {
 	case n == 0 || q.At.Table.Bits() != q.Type.Bit():
 		return nil, fmt.Errorf("reading %s: the table holds no %s", q.At, q.Type)
-	case n > modbus.MaxReadRegisters:
-		return nil, fmt.Errorf("reading %s: %s is longer than one answer can be, %d registers", q.At, q.Type, modbus.MaxReadRegisters)
 	case int(q.At.Offset)+n > 1<<16:
 		return nil, fmt.Errorf("reading %s: %s does not fit before the end of the table, 65535", q.At, q.Type)
 	}

@@ -196,8 +196,10 @@ func (l *Line) try(ctx context.Context, u *unit, r *request, p *progress) (t tra
 	if t.how == silence || t.how == damaged {
 		p.wasted += took + drained(l.driver.response(u))
 	}
-	waits := u.learned(t.how, l.driver.response(u))
-	l.count(func() { u.waits = waits })
+	if l.protocol.registers { // the others know what their standards grant a unit
+		waits := u.learned(t.how, l.driver.response(u))
+		l.count(func() { u.waits = waits })
+	}
 	return t
 }
 

@@ -113,6 +113,7 @@ func spread(period time.Duration, words ...string) time.Duration {
 // restart forgets what was learned while the port was open and makes the unit due at base.
 func (u *unit) restart(base time.Time) {
 	u.state, u.misses, u.backoff, u.waits, u.waiting, u.slot = UnitNew, 0, 0, 0, false, time.Time{}
+	u.round++ // nothing has a result yet
 	u.dueAt(base)
 	for _, p := range u.exponents { // that of a unit which was exchanged meanwhile is another
 		p.fail("line")

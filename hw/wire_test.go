@@ -41,10 +41,21 @@ func onWire(t testing.TB, port, settings string, units ...UnitConfig) (*Line, <-
 	t.Helper()
 	c := lineOf(units...)
 	c.Port, c.Settings = port, settings
+	return runLine(t, c)
+}
+
+// runLine runs a line until the test is over; its polls come out of the channel.
+func runLine(t testing.TB, c LineConfig) (*Line, <-chan Poll) {
+	t.Helper()
 	polls := make(chan Poll)
 	ctx, cancel := context.WithCancel(context.Background())
 	line, err := New(c, func(ctx context.Context, p Poll) error {
 		p.Readings = append([]Reading(nil), p.Readings...)
+		for _, r := range p.Readings {
+			if r.Bad == "" && r.Value == noValue || r.Bad != "" && r.Value != noValue {
+				t.Errorf("unit %s reports %s: either a value or a reason why there is none", p.Unit, describe(p))
+			}
+		}
 		select {
 		case polls <- p:
 		case <-ctx.Done():
