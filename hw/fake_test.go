@@ -20,6 +20,8 @@ import (
 type fakeBus struct {
 	mu      sync.Mutex
 	cost    time.Duration
+	thinks  time.Duration // of cost, until an answer begins
+	quiet   time.Duration // that is kept before the next request
 	timeout time.Duration
 	units   map[byte]*fakeUnit
 	gone    error // of every transaction, and of opening
@@ -63,7 +65,7 @@ func (b *fakeBus) open(_ context.Context, l *Line) (attached, error) {
 	return attached{Closer: b, work: l.poll}, nil
 }
 
-func (b *fakeBus) Response(byte) time.Duration { return 0 }
+func (b *fakeBus) Response(byte) time.Duration { return b.thinks }
 func (b *fakeBus) SetTiming(modbus.Timing)     {}
 
 func (b *fakeBus) Stats() modbus.Stats { return modbus.Stats{Requests: 1} }
@@ -94,13 +96,14 @@ func (b *fakeBus) seen() []asked {
 func (b *fakeBus) begin(ctx context.Context, unit byte, at modbus.Address, n uint16, write bool) error {
 	b.mu.Lock()
 	b.asked = append(b.asked, asked{time.Now(), unit, at, n, write})
-	u, wait := b.units[unit], b.cost
+	u, wait := b.units[unit], b.cost+b.quiet
 	var err error
+	b.quiet = 0
 	switch {
 	case b.gone != nil:
 		err, wait = b.gone, 0
 	case u == nil || u.dead:
-		err, wait = modbus.ErrTimeout, b.timeout
+		err, wait, b.quiet = modbus.ErrTimeout, wait-b.cost+b.timeout, drained(b.thinks)
 	case u.fault != nil:
 		err = u.fault(at, n)
 		if errors.Is(err, modbus.ErrTimeout) {
