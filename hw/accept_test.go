@@ -36,14 +36,16 @@ func TestNoWrongValueWithEveryFourthAnswerWrong(t *testing.T) {
 			unit.Set(modbus.HoldingRegisters, 100+20*i, 0xa000+i, 0xb000+i)
 		}
 		faults := []hwtest.Fault{{Delay: 70 * time.Millisecond}, {Duplicate: 1}, {Before: foreign}, {Delay: 130 * time.Millisecond},
-			{After: foreign}, {Duplicate: 1, DuplicateAfter: time.Millisecond}, {Flip: []int{33}}, {Delay: 90 * time.Millisecond}}
+			{After: foreign}, {Duplicate: 1}, {Flip: []int{33}}, {Delay: 90 * time.Millisecond}}
 		unit.Script(func(n int, _ modbus.Request) hwtest.Fault {
 			if n%4 != 3 {
 				return hwtest.Fault{}
 			}
 			return faults[n/4%len(faults)]
 		})
-		wire, err := hwtest.NewWire(hwtest.WireConfig{Baud: 115200, BitsPerChar: 10, Echo: echo})
+		// At 9600 baud a duplicate is heard before t3.5 is over, 4 ms, also where this machine is
+		// busy: one that comes later, within the next request of its shape, nobody can tell.
+		wire, err := hwtest.NewWire(hwtest.WireConfig{Baud: 9600, BitsPerChar: 10, Echo: echo})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,13 +58,13 @@ func TestNoWrongValueWithEveryFourthAnswerWrong(t *testing.T) {
 		u := unitOf("a", 3, 10*time.Millisecond, points...)
 		u.Holes, u.Timeout = "never", quantity.Duration(50*time.Millisecond)
 		c := lineOf(u)
-		c.Port, c.Settings = wire.Path(), "115200 8N1"
+		c.Port, c.Settings = wire.Path(), "9600 8N1"
 		checkEveryReading(t, c, unit, echo)
 	}
 }
 
 func checkEveryReading(t *testing.T, c LineConfig, unit *hwtest.Unit, echo bool) {
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
 	defer cancel()
 	good, bad := 0, make(map[string]int)
 	line, err := New(c, func(_ context.Context, p Poll) error {
@@ -105,7 +107,7 @@ func TestOneDeadUnitOfTen(t *testing.T) {
 		cost := time.Duration(rapid.IntRange(4, 120).Draw(r, "cost")) * time.Millisecond
 		every := time.Duration(rapid.SampledFrom([]int{50, 200, 1000, 5000}).Draw(r, "every")) * time.Millisecond
 		late := rapid.Bool().Draw(r, "dies later")
-		const long = 4 * time.Minute
+		const long = 2 * time.Minute
 		polls := func(dead bool) (n int) {
 			synctest.Test(t, func(t *testing.T) {
 				bus := newBus(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)

@@ -56,6 +56,17 @@ func TestValidate(t *testing.T) {
 			p.Type, p.Write = "string(250)", &profile.Write{}
 		}, `write: string(250) is longer`, ""},
 		{"same unit", func(c *LineConfig, u *UnitConfig, _ *profile.Point) { c.Units = append(c.Units, *u) }, `unit "meter-a": address: unit "meter-a" has the address 3 already`, "own"},
+		{"key of another protocol", func(_ *LineConfig, u *UnitConfig, _ *profile.Point) { u.Secondary = "12345678" }, `unit "meter-a": secondary: it means nothing`, "leave"},
+		{"settings of a unit that is heard", func(c *LineConfig, u *UnitConfig, _ *profile.Point) { c.Role, u.Settings = Listen, "9600 8N1" }, `settings: it means nothing`, "leave"},
+		{"period of a unit that answers", func(c *LineConfig, _ *UnitConfig, _ *profile.Point) { c.Role = UnitRole }, `every: it means nothing`, "leave"},
+		{"nothing to ask", func(c *LineConfig, _ *UnitConfig, _ *profile.Point) { c.Protocol, c.Role = "text", Master }, `text.request: `, "leave"},
+		{"factor of itself", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.ScaleFactor = "limit" }, `scale_factor: the scale factor has one itself`, ""},
+		{"factor that is text", func(_ *LineConfig, u *UnitConfig, p *profile.Point) {
+			u.Points = append(u.Points, profile.Point{Name: "label", At: "holding:1", Type: "string(4)"})
+			u.Points[0].ScaleFactor = "label"
+		}, `scale_factor: the point "label" is no whole number`, ""},
+		{"factor of text", func(_ *LineConfig, _ *UnitConfig, p *profile.Point) { p.Type, p.ScaleFactor = "string(4)", "holding:1" }, `scale_factor: string(4) has no scale factor`, ""},
+		{"longer than an answer", func(_ *LineConfig, u *UnitConfig, p *profile.Point) { u.MaxRegisters, p.Type = 10, "string(40)" }, `at: string(40) has 20 registers`, ""},
 		{"same point", func(_ *LineConfig, u *UnitConfig, p *profile.Point) { u.Points = append(u.Points, *p) }, `point "limit": name: another point`, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {

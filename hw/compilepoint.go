@@ -36,7 +36,9 @@ func (l *Line) compilePoints(k *checker, points []profile.Point, u *unit) {
 	}
 	for _, p := range u.points {
 		if p.exponent != nil && p.exponent.exponent != nil {
-			k.in("point", p.name).wrong("scale_factor", "", errors.New("the scale factor has one itself"))
+			pk := k.in("point", p.name)
+			pk.wrong("scale_factor", "", errors.New("the scale factor has one itself"))
+			k.problems = append(k.problems, pk.problems...)
 		}
 	}
 }

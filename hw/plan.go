@@ -65,6 +65,12 @@ func (l *Line) replan(u *unit, now time.Time) {
 func (u *unit) split(r *request) (a, b *request) {
 	points := slices.SortedStableFunc(slices.Values(r.points), func(a, b *pointState) int { return int(a.at.Offset) - int(b.at.Offset) })
 	half := len(points) / 2
+	for half > 1 && points[half].at == points[half-1].at { // the same registers stay together
+		half--
+	}
+	for half < len(points)-1 && points[half].at == points[half-1].at {
+		half++
+	}
 	a, b = newRequest(points[:half:half], r.every), newRequest(points[half:], r.every)
 	for _, c := range u.classes {
 		if i := slices.Index(c.requests, r); i >= 0 {

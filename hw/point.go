@@ -23,8 +23,7 @@ type pointState struct {
 	maxSilence time.Duration
 	write      *profile.Write
 
-	due      time.Time // its next slot, where a request of a shorter period reads it along
-	isolated bool      // the unit refused it: it is asked by itself
+	due time.Time // its next slot, where a request of a shorter period reads it along
 
 	round   uint64 // the poll that value and bad belong to
 	value   point.Value
