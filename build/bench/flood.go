@@ -179,7 +179,7 @@ func (f *flooded) row(ctx context.Context) (row, error) {
 		}
 		most = max(most, percent)
 		said := fmt.Sprintf("%s %.1f", kind.name, percent)
-		if good > 0 {
+		if good > 0 && f.line.name != "unit" { // which reports what is written, and is only read here
 			said += fmt.Sprintf(" (%d of %d frames)", after-before, good)
 		}
 		text = append(text, said)

@@ -38,7 +38,7 @@ func sentences(ctx context.Context, o options) ([]row, error) {
 // cutters measures what the worst input that the packages know costs them, without a line around.
 func cutters(ctx context.Context, o options) ([]row, error) {
 	o.reps = 1 // there are many, and they are far from the target
-	worst := func(prefixes ...string) func(f figures) ([]row, error) {
+	worst := func(of string, prefixes ...string) func(f figures) ([]row, error) {
 		return func(f figures) (rows []row, err error) {
 			for _, prefix := range prefixes {
 				all, err := f.all(prefix, "MB/s")
@@ -53,7 +53,7 @@ func cutters(ctx context.Context, o options) ([]row, error) {
 				}
 				name, percent := slowest(cost)
 				rows = append(rows, row{
-					what: "talkers: per cent of a core for the input that costs most at 921,600 baud", ours: fmt.Sprintf("%.2f (%s)", percent.median(), name),
+					what: "talkers: per cent of a core for the worst input of " + of + " at 921,600 baud", ours: fmt.Sprintf("%.2f (%s)", percent.median(), name),
 					target: fmt.Sprintf("< %v", mostFlood), met: percent.median() < mostFlood,
 				})
 			}
@@ -61,9 +61,9 @@ func cutters(ctx context.Context, o options) ([]row, error) {
 		}
 	}
 	return goBench(
-		goBenchmark{"./hw/frame", "^Benchmark(Cutter|Worst)$", "50ms", worst("Cutter/", "Worst/")},
-		goBenchmark{"./hw/text", "^BenchmarkText$", "50ms", worst("Text/")},
-		goBenchmark{"./hw/dsmr", "^BenchmarkFlood$", "50ms", worst("Flood/")},
-		goBenchmark{"./hw/sml", "^BenchmarkFlood$", "50ms", worst("Flood/")},
+		goBenchmark{"./hw/frame", "^Benchmark(Cutter|Worst)$", "50ms", worst("hw/frame", "Cutter/", "Worst/")},
+		goBenchmark{"./hw/text", "^BenchmarkText$", "50ms", worst("hw/text", "Text/")},
+		goBenchmark{"./hw/dsmr", "^BenchmarkFlood$", "50ms", worst("hw/dsmr", "Flood/")},
+		goBenchmark{"./hw/sml", "^BenchmarkFlood$", "50ms", worst("hw/sml", "Flood/")},
 	)(ctx, o)
 }
