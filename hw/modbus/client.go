@@ -114,7 +114,12 @@ type Client struct {
 	fault  error  // why there is no answer, so far
 	data   [2 * MaxWriteRegisters]byte
 	rx     [4 * MaxASCIIFrame]byte
-	rd, wr int                 // what is unread of rx
+	rd, wr int       // what is unread of rx
+	early  int       // rx before it had arrived when the request was not out yet
+	out    time.Time // when the request is out, at the earliest
+	seen   time.Time // when bytes were read last
+	pace   pace
+	hasty  int                 // frames in a row that came too soon
 	line   [MaxASCIIFrame]byte // the current request in ASCII
 	frame  [MaxFrame]byte      // the RTU form of an ASCII frame received
 	bad    []byte              // the frame that fault is about
@@ -161,6 +166,7 @@ func (c *Client) Resume(p Port) {
 	c.port = p
 	c.try, _ = p.(tryReader)
 	c.rd, c.wr = 0, 0
+	c.pace, c.hasty = paceUnknown, 0
 	c.readBy, c.writeBy = time.Time{}, time.Time{}
 }
 
@@ -289,7 +295,7 @@ func (c *Client) chars(n int) time.Duration { return c.timing.Chars(c.framing.on
 
 func (c *Client) send(r *Request, now time.Time) error {
 	c.sent, c.heard, c.fault, c.bad = r.Append(c.tx[:0]), false, ErrTimeout, nil
-	c.rd, c.wr = 0, 0
+	c.rd, c.wr, c.early = 0, 0, 0
 	bytes := c.sent
 	if c.framing == ASCII {
 		bytes = AppendASCII(c.line[:0], c.sent, c.delimiter)
@@ -302,6 +308,7 @@ func (c *Client) send(r *Request, now time.Time) error {
 		}
 	}
 	c.stats.Requests++
+	c.out = c.now().Add(c.timing.Chars(len(bytes)))
 	_, err := c.port.Write(bytes)
 	c.last = c.now().Add(c.timing.Chars(len(bytes)))
 	return err
@@ -331,6 +338,7 @@ func (c *Client) drain(u *unit) time.Duration {
 // read reads into rx until t at the latest: then it fails with os.ErrDeadlineExceeded.
 func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
 	if c.rd > 0 && len(c.rx)-c.wr < MaxASCIIFrame {
+		c.early = max(c.early-c.rd, 0)
 		c.wr = copy(c.rx[:], c.rx[c.rd:c.wr])
 		c.rd = 0
 	}
@@ -353,6 +361,7 @@ func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
 		n, err := c.port.Read(c.rx[c.wr:])
 		if n > 0 {
 			c.last = c.now()
+			c.seen = c.last
 			c.wr += n
 			return n, nil
 		}

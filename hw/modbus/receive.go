@@ -67,6 +67,7 @@ func (c *Client) hush(ctx context.Context, u *unit) error {
 			}
 			if n, err = c.try.TryRead(c.rx[c.wr:]); n > 0 {
 				c.last = c.now()
+				c.seen = c.last
 				c.wr += n
 			}
 		}
@@ -119,6 +120,9 @@ func (c *Client) receive(ctx context.Context, u *unit, d *debt, awaiting debt) (
 	if c.framing == ASCII {
 		w.gap = asciiGap
 		w.limit = w.limit.Add(4 * asciiGap)
+	}
+	if frame, err := c.hearWhileSending(u, d); frame != nil || err != nil {
+		return frame, err
 	}
 	if n := d.answerLength(); u.steady && n > 0 && c.timing.Char > 0 {
 		w.doze(d.sent.Add(u.soonest+c.chars(n)), c.chars(n))
@@ -289,8 +293,9 @@ func (c *Client) scan(u *unit, d *debt) ([]byte, verdict) {
 		case n == 0 || n > len(p):
 			return nil, partial
 		case n > 0 && sound(p[:n]):
+			soon := c.soon(c.rd, n)
 			c.rd += n
-			return p[:n], c.classify(u, d, p[:n])
+			return p[:n], c.classify(u, d, p[:n], soon)
 		}
 		if n := c.foreignRequest(p, d); n > 0 {
 			c.rd += n
@@ -331,8 +336,9 @@ func (c *Client) foreignRequest(p []byte, d *debt) int {
 	return n
 }
 
-// classify sorts a sound frame of the form of an answer.
-func (c *Client) classify(u *unit, d *debt, frame []byte) verdict {
+// classify sorts a sound frame of the form of an answer. soon says that it began before the current
+// request was out.
+func (c *Client) classify(u *unit, d *debt, frame []byte, soon bool) verdict {
 	from := c.units[frame[0]]
 	if from != nil {
 		from.debts.heard = c.last
@@ -350,12 +356,15 @@ func (c *Client) classify(u *unit, d *debt, frame []byte) verdict {
 	case from != u:
 		c.stats.Foreign++
 		return dropped
-	case d.settledBy(frame):
-		return answer
+	case !d.settledBy(frame):
+		c.stats.Mismatches++
+		c.blame(ErrMismatch, frame)
+		return dropped
+	case c.tooSoon(soon): // a second answer to the request before
+		c.stats.Late++
+		return dropped
 	}
-	c.stats.Mismatches++
-	c.blame(ErrMismatch, frame)
-	return dropped
+	return answer
 }
 
 // rescan looks for the answer behind a head that promised a frame and did not keep it. It takes
@@ -372,7 +381,7 @@ func (c *Client) rescan(u *unit, d *debt) []byte {
 		if n <= 0 || n > len(p) || n > MaxFrame || !sound(p[:n]) {
 			continue
 		}
-		if c.units[p[0]] != u || !d.settledBy(p[:n]) || repeats(d.function) && c.echo != echoOff && !c.heard {
+		if c.units[p[0]] != u || !d.settledBy(p[:n]) || c.pace == paced && c.soon(i, n) || repeats(d.function) && c.echo != echoOff && !c.heard {
 			continue
 		}
 		c.stats.Garbage += uint64(i - head)

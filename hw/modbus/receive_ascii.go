@@ -12,6 +12,7 @@ func (c *Client) scanASCII(u *unit, d *debt) ([]byte, verdict) {
 			break
 		}
 		line := c.rx[c.rd : c.rd+size]
+		soon := c.rd < c.early
 		c.rd += size
 		frame, err := DecodeASCII(c.frame[:0], line, c.delimiter)
 		switch {
@@ -26,7 +27,7 @@ func (c *Client) scanASCII(u *unit, d *debt) ([]byte, verdict) {
 			c.hear()
 			continue
 		case ResponseLength(frame) == len(frame):
-			return frame, c.classify(u, d, frame)
+			return frame, c.classify(u, d, frame, soon)
 		case c.foreignRequest(frame, d) != len(frame): // sound, and of no known function
 			c.stats.Foreign++
 		}
