@@ -136,7 +136,7 @@ var libraries = map[string]library{
 	"go.bug.st/serial":                    {by: []string{"hw/port"}, why: "one package opens serial ports"},
 	"go.etcd.io/bbolt":                    {by: []string{"build/bench"}, tests: true, why: "the peer that the outbox is measured against"},
 	"go.uber.org/goleak":                  {tests: true, why: "finds goroutines that nobody waits for"},
-	"golang.org/x/sys/unix":               {by: []string{"agent", "agent/clock", "agent/session", "hw/hwtest", "hw/modbus", "hw/port", "tpm"}, tests: true, why: "system calls Go has no name for"},
+	"golang.org/x/sys/unix":               {by: []string{"agent", "agent/clock", "agent/session", "hw/hwtest", "hw/modbus", "hw/port", "tpm", "build/bench"}, tests: true, why: "system calls Go has no name for"},
 	"pgregory.net/rapid":                  {tests: true, why: "properties in tests"},
 
 	"github.com/pkg/errors": {why: "errors are wrapped by fmt.Errorf with %w"},
