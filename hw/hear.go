@@ -233,7 +233,7 @@ var faultErrors = map[frame.Fault]error{
 
 // spoilt counts a frame that could not be decoded; u is nil where nobody knows whose it is.
 func (l *Line) spoilt(ctx context.Context, u *unit, name string, kind fault, err error, frame []byte, now time.Time) {
-	if u == nil && len(l.units) == 1 {
+	if u == nil && len(l.units) == 1 && !l.protocol.registers && (len(l.config.Units) == 0 || l.config.Units[0].Match == "") {
 		u = l.units[0] // who else?
 	}
 	first := false

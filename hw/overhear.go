@@ -14,7 +14,10 @@ func (l *Line) overhear(p port.Port) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
 		e := &overheard{line: l}
 		timing := l.timing(l.settings)
-		e.sniffer = modbus.NewSniffer(modbus.SnifferConfig{Framing: l.framing(), Timing: timing}, func(t modbus.Transaction) { l.note(ctx, t) })
+		spoilt := func(unit byte, frame []byte) {
+			l.spoilt(ctx, l.unitAt(unit), "", faultCRC, modbus.ErrCRC, frame, time.Now())
+		}
+		e.sniffer = modbus.NewSniffer(modbus.SnifferConfig{Framing: l.framing(), Timing: timing, Spoilt: spoilt}, func(t modbus.Transaction) { l.note(ctx, t) })
 		s := &listener{Line: l, port: p, ear: e, pause: l.pauseOfModbus(timing), gather: time.Millisecond}
 		return s.work(ctx)
 	}

@@ -92,6 +92,12 @@ func TestOverhear(t *testing.T) {
 			}
 			t.Cleanup(func() { wire.Close() })
 			wire.Attach(unit)
+			unit.Script(func(n int, _ modbus.Request) hwtest.Fault {
+				if n == 7 {
+					return hwtest.Fault{Flip: []int{64}}
+				}
+				return hwtest.Fault{}
+			})
 			far, path := terminal(t)
 			c := lineOf(UnitConfig{Name: "a", Address: 3, Points: []profile.Point{
 				{Name: "power", At: "input:12", Type: "float32"}, {Name: "voltage", At: "holding:100", Scale: 0.1},
@@ -117,7 +123,10 @@ func TestOverhear(t *testing.T) {
 			for _, want := range []string{"power=230.1", "scaled=12.34", "voltage=230.1", "pump=true", "none=!exception-2"} {
 				until(t, polls, "a", want)
 			}
-			if s := line.Status(); s.Wire.(modbus.SnifferStats).Answered == 0 || s.Wire.(modbus.SnifferStats).Garbage > 0 || s.Units[0].State != UnitOK {
+			for line.Status().Units[0].LastFrame == "" { // of the eighth answer
+				<-polls
+			}
+			if s := line.Status(); s.Units[0].Errors["crc"] != 1 || !strings.HasPrefix(s.Units[0].LastFrame, "03") || s.Wire.(modbus.SnifferStats).Answered == 0 || s.Wire.(modbus.SnifferStats).Spoilt != 1 || s.Units[0].State != UnitOK {
 				t.Errorf("status: %+v", s)
 			}
 			if _, err := line.Write(t.Context(), "a", "voltage", 1); !errors.Is(err, errors.ErrUnsupported) {

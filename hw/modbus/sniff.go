@@ -39,6 +39,9 @@ type SnifferConfig struct {
 	Timing    Timing
 	// Timeout is how long the master of the line waits for an answer, about; 0: one second.
 	Timeout time.Duration
+	// Spoilt is called with an answer that was due, but for its checksum, in its RTU form; it is good
+	// until Spoilt returns.
+	Spoilt func(unit byte, frame []byte)
 }
 
 // Sniffer pairs the requests and answers on a line that someone else masters. It sends nothing, knows
@@ -50,6 +53,7 @@ type Sniffer struct {
 	timing  Timing
 	timeout time.Duration
 	out     func(Transaction)
+	spoilt  func(unit byte, frame []byte)
 	stats   SnifferStats
 	units   [256]*unit
 	late    [256][6]byte // digest of the last answer of each unit that came late
@@ -64,7 +68,7 @@ type Sniffer struct {
 
 // NewSniffer gives what it pairs to out.
 func NewSniffer(c SnifferConfig, out func(Transaction)) *Sniffer {
-	s := &Sniffer{timing: c.Timing.of(c.Framing), timeout: c.Timeout, out: out}
+	s := &Sniffer{timing: c.Timing.of(c.Framing), timeout: c.Timeout, out: out, spoilt: c.Spoilt}
 	s.framing, s.delimiter = c.Framing, c.Delimiter
 	if s.timeout <= 0 {
 		s.timeout = time.Second
@@ -136,6 +140,9 @@ func (s *Sniffer) take(silent bool) {
 		case spoilt:
 			s.stats.Spoilt++
 			s.stats.Garbage += uint64(n)
+			if s.spoilt != nil {
+				s.spoilt(s.request.Unit, frame)
+			}
 			s.giveUp(false)
 		}
 	}
