@@ -115,14 +115,15 @@ type Client struct {
 	data   [2 * MaxWriteRegisters]byte
 	rx     [4 * MaxASCIIFrame]byte
 	rd, wr int       // what is unread of rx
-	early  int       // rx before it had arrived when the request was not out yet
+	before int       // rx before it had arrived when the request was not out yet
 	out    time.Time // when the request is out, at the earliest
 	seen   time.Time // when bytes were read last
-	pace   pace
-	hasty  int                 // frames in a row that came too soon
-	line   [MaxASCIIFrame]byte // the current request in ASCII
-	frame  [MaxFrame]byte      // the RTU form of an ASCII frame received
-	bad    []byte              // the frame that fault is about
+	pacing pacing
+
+	wasLate bool                // the current request has had its read after the deadline
+	line    [MaxASCIIFrame]byte // the current request in ASCII
+	frame   [MaxFrame]byte      // the RTU form of an ASCII frame received
+	bad     []byte              // the frame that fault is about
 }
 
 // unit is what the client remembers of a unit.
@@ -166,7 +167,7 @@ func (c *Client) Resume(p Port) {
 	c.port = p
 	c.try, _ = p.(tryReader)
 	c.rd, c.wr = 0, 0
-	c.pace, c.hasty = paceUnknown, 0
+	c.pacing = pacing{}
 	c.readBy, c.writeBy = time.Time{}, time.Time{}
 }
 
@@ -295,7 +296,7 @@ func (c *Client) chars(n int) time.Duration { return c.timing.Chars(c.framing.on
 
 func (c *Client) send(r *Request, now time.Time) error {
 	c.sent, c.heard, c.fault, c.bad = r.Append(c.tx[:0]), false, ErrTimeout, nil
-	c.rd, c.wr, c.early = 0, 0, 0
+	c.rd, c.wr, c.before, c.pacing.kept, c.wasLate = 0, 0, 0, 0, false
 	bytes := c.sent
 	if c.framing == ASCII {
 		bytes = AppendASCII(c.line[:0], c.sent, c.delimiter)
@@ -338,7 +339,7 @@ func (c *Client) drain(u *unit) time.Duration {
 // read reads into rx until t at the latest: then it fails with os.ErrDeadlineExceeded.
 func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
 	if c.rd > 0 && len(c.rx)-c.wr < MaxASCIIFrame {
-		c.early = max(c.early-c.rd, 0)
+		c.before = max(c.before-c.rd, 0)
 		c.wr = copy(c.rx[:], c.rx[c.rd:c.wr])
 		c.rd = 0
 	}
@@ -347,7 +348,7 @@ func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
 			return 0, err
 		}
 		if !t.After(now) {
-			return 0, os.ErrDeadlineExceeded
+			return c.readLate()
 		}
 		if c.readBy.After(t) || c.readBy.Before(earlier(t, now.Add(slice/2))) {
 			c.readBy = t
@@ -370,6 +371,22 @@ func (c *Client) read(ctx context.Context, t time.Time) (int, error) {
 		}
 		c.readBy = time.Time{}
 	}
+}
+
+// readLate is the read of someone who woke up after the deadline: what is there may have come in
+// time. Once for each request, so that a flood does not go on for ever.
+func (c *Client) readLate() (n int, err error) {
+	if c.try != nil && !c.wasLate {
+		n, err = c.try.TryRead(c.rx[c.wr:])
+		c.wasLate = true
+	}
+	if n == 0 && err == nil {
+		return 0, os.ErrDeadlineExceeded
+	}
+	c.wr += n
+	c.last = c.now()
+	c.seen = c.last
+	return n, err
 }
 
 // SetTiming is for a line whose units have settings of their own: the port has other ones from

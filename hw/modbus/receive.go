@@ -169,6 +169,9 @@ func (w *wait) receive(ctx context.Context, d *debt) ([]byte, error) {
 			}
 			continue
 		case errors.Is(err, os.ErrDeadlineExceeded):
+			if frame := w.pacing.settle(); frame != nil {
+				return frame, nil
+			}
 			return nil, w.failure()
 		case err != nil:
 			return nil, err
@@ -360,11 +363,13 @@ func (c *Client) classify(u *unit, d *debt, frame []byte, soon bool) verdict {
 		c.stats.Mismatches++
 		c.blame(ErrMismatch, frame)
 		return dropped
-	case c.tooSoon(soon): // a second answer to the request before
-		c.stats.Late++
-		return dropped
 	}
-	return answer
+	kept := c.pacing.kept
+	v := c.pacing.take(frame, soon)
+	if kept > 0 { // a second answer to the request before
+		c.stats.Late++
+	}
+	return v
 }
 
 // rescan looks for the answer behind a head that promised a frame and did not keep it. It takes
@@ -381,7 +386,7 @@ func (c *Client) rescan(u *unit, d *debt) []byte {
 		if n <= 0 || n > len(p) || n > MaxFrame || !sound(p[:n]) {
 			continue
 		}
-		if c.units[p[0]] != u || !d.settledBy(p[:n]) || c.pace == paced && c.soon(i, n) || repeats(d.function) && c.echo != echoOff && !c.heard {
+		if c.units[p[0]] != u || !d.settledBy(p[:n]) || c.pacing.pace != unpaced && c.soon(i, n) || repeats(d.function) && c.echo != echoOff && !c.heard {
 			continue
 		}
 		c.stats.Garbage += uint64(i - head)

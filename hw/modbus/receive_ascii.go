@@ -12,7 +12,7 @@ func (c *Client) scanASCII(u *unit, d *debt) ([]byte, verdict) {
 			break
 		}
 		line := c.rx[c.rd : c.rd+size]
-		soon := c.rd < c.early
+		soon := c.rd < c.before
 		c.rd += size
 		frame, err := DecodeASCII(c.frame[:0], line, c.delimiter)
 		switch {
