@@ -87,12 +87,13 @@ type UnitConfig struct {
 	Settings string `toml:"settings"`
 	// How often the points of the unit are polled that say nothing else; on lines that listen,
 	// how often they are reported at most. Default "1s", "10s" for mbus, "1m" for the read-out
-	// of dsmr; on lines that listen "0s": whenever it speaks. 10ms to 24h.
+	// of dsmr; on lines that listen, and for text as master, "0s": whenever it speaks. 10ms to
+	// 24h.
 	Every quantity.Duration `toml:"every"`
 	// How long the unit may take to begin its answer; 10ms to 1m. Default: four times what it
 	// takes usually, at least 50ms and at most 1s. On lines that listen: how long it may be
-	// silent before its points are bad; default "30s" for nmea, dsmr, sml and vedirect, else
-	// for ever.
+	// silent before its points are bad; default "30s" for nmea, dsmr, sml and vedirect, three
+	// requests and 2s for text as master, else for ever.
 	Timeout quantity.Duration `toml:"timeout"`
 	// Modbus: silence that the unit wants before it is addressed; at most 1s. Default "0s".
 	Turnaround quantity.Duration `toml:"turnaround"`

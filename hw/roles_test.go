@@ -123,7 +123,10 @@ func TestOverhear(t *testing.T) {
 			for _, want := range []string{"power=230.1", "scaled=12.34", "voltage=230.1", "pump=true", "none=!exception-2"} {
 				until(t, polls, "a", want)
 			}
-			for line.Status().Units[0].LastFrame == "" { // of the eighth answer
+			for range 1000 {
+				if line.Status().Units[0].LastFrame != "" { // of the eighth answer
+					break
+				}
 				<-polls
 			}
 			if s := line.Status(); s.Units[0].Errors["crc"] != 1 || !strings.HasPrefix(s.Units[0].LastFrame, "03") || s.Wire.(modbus.SnifferStats).Answered == 0 || s.Wire.(modbus.SnifferStats).Spoilt != 1 || s.Units[0].State != UnitOK {

@@ -83,8 +83,9 @@ func repeat(t testing.TB, w io.Writer, every time.Duration, s string) {
 	})
 }
 
-// contains takes polls of a unit until one has all that want says, as describe writes it.
-func contains(t testing.TB, polls <-chan Poll, unit string, want ...string) {
+// contains takes polls of a unit until so many have all that want says, as
+// describe writes it.
+func contains(t testing.TB, times int, polls <-chan Poll, unit string, want ...string) {
 	t.Helper()
 	timeout := time.After(patience)
 	last := "nothing"
@@ -102,7 +103,9 @@ next:
 					continue next
 				}
 			}
-			return
+			if times--; times == 0 {
+				return
+			}
 		case <-timeout:
 			t.Fatalf("%q was said last, want %s: %q", last, unit, want)
 		}
@@ -112,7 +115,8 @@ next:
 func TestSpeakNMEA(t *testing.T) {
 	line, far, polls := talkTo(t, LineConfig{Protocol: "nmea", Settings: "4800 8N1"})
 	repeat(t, far, 100*time.Millisecond, sentence("GPRMC,123519,A,4807.038,N,01131.000,E,022.4,084.4,230394,003.1,W")+"$GPXXX,1*00\r\n")
-	contains(t, polls, "GPRMC", "latitude=48.1173", "speed=22.4", "course=84.4")
+	// What is wrong comes between two that are right.
+	contains(t, 2, polls, "GPRMC", "latitude=48.1173", "speed=22.4", "course=84.4")
 	if s := line.Status(); s.Errors["crc"] == 0 || s.Wire.(frame.Stats).Frames == 0 || s.LastFrame == "" || s.State != StateUp {
 		t.Errorf("status: %+v", s)
 	}
@@ -123,7 +127,7 @@ func TestSpeakText(t *testing.T) {
 		Units: []UnitConfig{{Name: "scale", Points: []profile.Point{{Name: "net", At: "weight", Scale: 1000, Uom: "g"}}}}}
 	line, far, polls := talkTo(t, c)
 	repeat(t, far, 50*time.Millisecond, "+12.345 kg\r\nERR\r\n")
-	contains(t, polls, "scale", "net=12345.0")
+	contains(t, 2, polls, "scale", "net=12345.0")
 	if s := line.Status(); s.Units[0].Errors["frame"] == 0 || s.Units[0].LastFrame != hex.EncodeToString([]byte("ERR\r\n")) {
 		t.Errorf("status: %+v", s.Units[0])
 	}
@@ -137,9 +141,9 @@ func TestSpeakTextWhenAsked(t *testing.T) {
 	for i := range 3 {
 		hear(t, far, "P\r\n")
 		fmt.Fprintf(far, "%d,x\r\n", i)
-		contains(t, polls, "scale", fmt.Sprintf("a=%d", i), "b=x")
+		contains(t, 1, polls, "scale", fmt.Sprintf("a=%d", i), "b=x")
 	}
-	contains(t, polls, "scale", "a=!timeout", "b=!timeout")
+	contains(t, 1, polls, "scale", "a=!timeout", "b=!timeout")
 }
 
 // hear reads what the line sends, which is to be want.
@@ -159,7 +163,7 @@ func TestSpeakFrame(t *testing.T) {
 	sum := body[0] ^ body[1] ^ body[2] ^ body[3] // of all behind STX
 	good := string(append(append([]byte{2}, body...), sum))
 	repeat(t, far, 50*time.Millisecond, good+"\x02A\x00\xd8\x03\x00")
-	contains(t, polls, "probe", "t=21.5")
+	contains(t, 2, polls, "probe", "t=21.5")
 	if s := line.Status(); s.Errors["crc"] == 0 || s.Units[0].LastFrame == "" {
 		t.Errorf("status: %+v", s)
 	}
@@ -168,7 +172,7 @@ func TestSpeakFrame(t *testing.T) {
 func TestSpeakRaw(t *testing.T) {
 	_, far, polls := talkTo(t, LineConfig{Protocol: "raw"})
 	repeat(t, far, 200*time.Millisecond, "\x00\x01\xff")
-	contains(t, polls, "raw", "frame=0001ff")
+	contains(t, 2, polls, "raw", "frame=0001ff")
 }
 
 // crc16 is a CRC of reflected bits.
@@ -188,7 +192,7 @@ func TestSpeakDSMR(t *testing.T) {
 	telegram := "/ISk5\\2MT382-1000\r\n\r\n1-3:0.2.8(50)\r\n1-0:1.8.1(123456.789*kWh)\r\n1-0:1.7.0(01.193*kW)\r\n!"
 	telegram += fmt.Sprintf("%04X\r\n", crc16([]byte(telegram), 0xa001, 0, 0))
 	repeat(t, far, 50*time.Millisecond, telegram+strings.Replace(telegram, "123456", "923456", 1))
-	contains(t, polls, "meter", "import=123456.789")
+	contains(t, 2, polls, "meter", "import=123456.789")
 	if s := line.Status(); s.Units[0].Errors["crc"] == 0 {
 		t.Errorf("status: %+v", s)
 	}
@@ -209,7 +213,7 @@ func TestSpeakDSMRReadout(t *testing.T) {
 		hear(t, far, "\x06050\r\n")
 		io.WriteString(far, lines+string(rune(bcc^damage)))
 		if damage == 0 {
-			contains(t, polls, "meter", "import=12345.678", "gone=!missing")
+			contains(t, 1, polls, "meter", "import=12345.678", "gone=!missing")
 		}
 	}
 	hear(t, far, "/?!\r\n") // once more, after a wrong checksum
@@ -255,7 +259,7 @@ func smlOf(value uint32) string {
 func TestSpeakSML(t *testing.T) {
 	_, far, polls := talkTo(t, LineConfig{Protocol: "sml", Units: []UnitConfig{{Name: "meter", Points: []profile.Point{{Name: "import", At: "1-0:1.8.0"}}}}})
 	repeat(t, far, 50*time.Millisecond, smlOf(123456))
-	contains(t, polls, "meter", "import=12345.6")
+	contains(t, 2, polls, "meter", "import=12345.6")
 }
 
 // mbusMeters answers as units with these records until the port is closed.
