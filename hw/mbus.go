@@ -60,6 +60,6 @@ func (d *meters) response(*unit) time.Duration { return 0 }
 
 func (d *meters) count(w *wire) { w.mbus = d.Stats() }
 
-// mbusCost is what a read-out takes at most: a short frame there, a long one of 261 bytes back
-// (EN 13757-2, 5.6.2).
-func mbusCost(u *unit, _ *request) time.Duration { return (5 + 261) * u.timing.Char }
+// mbusCost is what a read-out is taken to need: a short frame there, and 128 bytes back, as most meters
+// send. One telegram has 261 at most (EN 13757-2, 5.6.2), and a unit may have several.
+func mbusCost(u *unit, _ *request) time.Duration { return (5 + 128) * u.timing.Char }

@@ -177,10 +177,13 @@ func milliseconds(d time.Duration) float64 {
 func (p Plan) String() string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "line %s: %s, %s, ", p.Line, p.Protocol, p.Settings)
-	if p.Role == Master {
-		fmt.Fprintf(&text, "%d requests, load %.1f %%\n", len(p.Requests), p.LoadPercent)
-	} else {
+	switch n := len(p.Requests); {
+	case p.Role != Master || n == 0:
 		fmt.Fprintf(&text, "%s\n", p.Role.describe())
+	case n == 1:
+		fmt.Fprintf(&text, "1 request, load %.1f %%\n", p.LoadPercent)
+	default:
+		fmt.Fprintf(&text, "%d requests, load %.1f %%\n", n, p.LoadPercent)
 	}
 	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	for _, r := range p.Requests {
@@ -192,7 +195,7 @@ func (p Plan) String() string {
 	}
 	_ = table.Flush() // a strings.Builder takes everything
 	for _, unit := range p.Found {
-		fmt.Fprintf(&text, "  %s: its points are found when it answers\n", unit)
+		fmt.Fprintf(&text, "  %s: its points are found when it speaks\n", unit)
 	}
 	return text.String()
 }

@@ -44,6 +44,6 @@ func (d *readouts) response(*unit) time.Duration { return 0 }
 // count has nothing to add: the line counts the read-outs and their faults.
 func (d *readouts) count(*wire) {}
 
-// readoutCost is what 2 KiB take at the speed that the meter is addressed at; most change to a
-// higher one.
-func readoutCost(u *unit, _ *request) time.Duration { return 2048 * u.timing.Char }
+// readoutCost is what a read-out is taken to need: 512 characters at the speed that the meter is
+// addressed at. Most send more, at a higher one.
+func readoutCost(u *unit, _ *request) time.Duration { return 512 * u.timing.Char }
