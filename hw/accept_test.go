@@ -36,7 +36,7 @@ func TestNoWrongValueWithEveryFourthAnswerWrong(t *testing.T) {
 			unit.Set(modbus.HoldingRegisters, 100+20*i, 0xa000+i, 0xb000+i)
 		}
 		faults := []hwtest.Fault{{Delay: 70 * time.Millisecond}, {Duplicate: 1}, {Before: foreign}, {Delay: 130 * time.Millisecond},
-			{After: foreign}, {Duplicate: 1}, {Flip: []int{33}}, {Delay: 90 * time.Millisecond}}
+			{After: foreign}, {Duplicate: 1, DuplicateAfter: 5 * time.Millisecond}, {Flip: []int{33}}, {Delay: 90 * time.Millisecond}}
 		unit.Script(func(n int, _ modbus.Request) hwtest.Fault {
 			if n%4 != 3 {
 				return hwtest.Fault{}

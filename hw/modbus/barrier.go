@@ -45,7 +45,7 @@ func (c *Client) barrier(ctx context.Context, u *unit, r *Request, d *debt) erro
 	if err != nil && !errors.Is(err, ErrTimeout) {
 		return err
 	}
-	return c.hush(ctx, u)
+	return c.hush(ctx, u.rest)
 }
 
 // listen waits, as transact does, but for the barrier that is already under way: one sent on top of
@@ -74,5 +74,5 @@ func (c *Client) learnEcho(ctx context.Context, u *unit, r *Request) error {
 	if err != nil && !errors.Is(err, ErrTimeout) && !errors.Is(err, ErrCRC) && !errors.Is(err, ErrMismatch) {
 		return err
 	}
-	return c.hush(ctx, u)
+	return c.hush(ctx, u.rest)
 }

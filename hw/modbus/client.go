@@ -124,6 +124,7 @@ type Client struct {
 	line    [MaxASCIIFrame]byte // the current request in ASCII
 	frame   [MaxFrame]byte      // the RTU form of an ASCII frame received
 	bad     []byte              // the frame that fault is about
+	taken   taken               // the answer that is not certain yet
 }
 
 // unit is what the client remembers of a unit.
@@ -208,7 +209,7 @@ func (c *Client) do(ctx context.Context, r *Request) ([]byte, error) {
 		return nil, err
 	}
 	u, d := c.unit(r.Unit), debtOf(r)
-	if err := c.hush(ctx, u); err != nil {
+	if err := c.hush(ctx, u.rest); err != nil {
 		return nil, err
 	}
 	if r.Unit == 0 {
@@ -226,6 +227,9 @@ func (c *Client) do(ctx context.Context, r *Request) ([]byte, error) {
 		}
 	}
 	frame, err := c.transact(ctx, u, r, &d, debt{})
+	if err == nil {
+		frame, err = c.confirm(ctx, u, &d, frame)
+	}
 	if err != nil {
 		return nil, err
 	}

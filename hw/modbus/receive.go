@@ -44,14 +44,15 @@ const (
 	dropped                // anything else
 )
 
-// hush waits until the line was silent for t3.5, or longer if u wants that, or after a failure until
-// it is drained. What comes meanwhile is counted and dropped, and settles what its unit owed. It is the only place where
-// bytes that belong to no current request are read, and it runs before each.
-func (c *Client) hush(ctx context.Context, u *unit) error {
-	limit := c.now().Add(max(c.timeout, 4*maxDrain) + u.rest)
+// hush waits until the line was silent for t3.5, or for rest if that is longer, or after a failure until
+// it is drained. What comes meanwhile is counted and dropped, and settles what its unit owed. It is the
+// only place where bytes that belong to no current request are read, and it runs before each request and
+// after each answer.
+func (c *Client) hush(ctx context.Context, rest time.Duration) error {
+	limit := c.now().Add(max(c.timeout, 4*maxDrain) + rest)
 	for {
 		now := c.now()
-		end := c.last.Add(max(c.timing.T35, c.quiet, u.rest))
+		end := c.last.Add(max(c.timing.T35, c.quiet, rest))
 		n, err := 0, error(nil)
 		switch wait := end.Sub(now); {
 		case c.try == nil || wait > nap || wait > 0 && c.quiet > c.timing.T35:
@@ -354,6 +355,7 @@ func (c *Client) classify(u *unit, d *debt, frame []byte, soon bool) verdict {
 		c.stats.Late++
 		return dropped
 	case d == nil: // a second answer, or one to a request written off
+		c.taken.compare(from, frame)
 		c.stats.Late++
 		return dropped
 	case from != u:
