@@ -153,8 +153,12 @@ func (p *progress) show(s hw.ScanProgress) {
 	}
 	const width = 30
 	full := int(width * s.Done)
-	text := fmt.Sprintf("[%s%s] %3d %%  %s, address %s, %s left", strings.Repeat("=", full), strings.Repeat(" ", width-full),
-		int(100*s.Done), s.Settings, s.Next, left)
+	text := fmt.Sprintf("[%s%s] %3d %%  ", strings.Repeat("=", full), strings.Repeat(" ", width-full), int(100*s.Done))
+	if s.Done < 1 {
+		text += fmt.Sprintf("%s, address %s, %s left", s.Settings, s.Next, left)
+	} else {
+		text += fmt.Sprintf("done in %s", now.Sub(p.start).Round(time.Second))
+	}
 	if p.terminal {
 		fmt.Fprintf(p.w, "\r\x1b[K%s", text)
 		return
