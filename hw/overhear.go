@@ -18,7 +18,7 @@ func (l *Line) overhear(p port.Port) func(ctx context.Context) error {
 			l.spoilt(ctx, l.unitAt(unit), "", faultCRC, modbus.ErrCRC, frame, time.Now())
 		}
 		e.sniffer = modbus.NewSniffer(modbus.SnifferConfig{Framing: l.framing(), Timing: timing, Spoilt: spoilt}, func(t modbus.Transaction) { l.note(ctx, t) })
-		s := &listener{Line: l, port: p, ear: e, pause: l.pauseOfModbus(timing), gather: time.Millisecond}
+		s := &listener{Line: l, port: p, ear: e, pause: l.pauseOfModbus(timing), gather: 3 * time.Millisecond}
 		return s.work(ctx)
 	}
 }

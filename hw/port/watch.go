@@ -13,7 +13,7 @@ import (
 // slowScan is how often a watch looks for itself while the kernel tells it of devices: inside a
 // container it may believe so in vain. With half a second until the return is seen, a line resumes
 // within 2 s whatever was missed.
-const slowScan = time.Second
+const slowScan = 1500 * time.Millisecond
 
 // watch waits, without a thread, for the hangup of a port, for an event of the kernel, or for the
 // time to look. It is an epoll set that Go's poller waits for.
