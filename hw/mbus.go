@@ -35,9 +35,7 @@ func (d *meters) ask(ctx context.Context, u *unit, _ *request) (failed int, err 
 	if _, d.readings, err = d.decoder.Decode(d.readings[:0], telegrams...); err != nil {
 		return 0, err
 	}
-	now := time.Now()
-	wrong := u.place(d.line, d.readings, now)
-	return int(wrong) + u.missing(d.line, now), nil
+	return u.readOut(d.line, d.readings), nil
 }
 
 // tune gives the line the settings of u, and the master its timeout: 0 stands for what EN 13757-2

@@ -62,6 +62,14 @@ func (u *unit) wants(p *pointState, now time.Time) bool {
 	return p.every <= u.every || !now.Before(p.due)
 }
 
+// readOut gives the readings of a whole read-out, made now, to the points of u, and says how many of
+// those that were due got no value from it.
+func (u *unit) readOut(l *Line, readings []point.Reading) (failed int) {
+	now := time.Now()
+	wrong := u.place(l, readings, now)
+	return int(wrong) + u.missing(l, now)
+}
+
 // missing fails the points of a read-out that were due and were not in it.
 func (u *unit) missing(l *Line, now time.Time) (failed int) {
 	for _, p := range u.points {
