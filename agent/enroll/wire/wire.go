@@ -20,6 +20,15 @@ const (
 // DER, whose subject is the common name the registrar gave and nothing else.
 const KindCSR = "csr"
 
+// KindTPM is the evidence that the key lies in a TPM: the JSON of tpm/attest.Evidence. The
+// registrar answers it with a challenge of KindCredential, the JSON of attest.Challenge, and the
+// device answers that with KindActivation: attest.Claim.Answer over the items as they were sent.
+const (
+	KindTPM        = "tpm"
+	KindCredential = "tpm-credential"
+	KindActivation = "tpm-activation"
+)
+
 // Item is one piece of evidence, one challenge or one answer.
 type Item struct {
 	Kind string `json:"kind"`
@@ -31,11 +40,15 @@ type Hint struct {
 	Hostname string `json:"hostname,omitempty"`
 }
 
-// Begin opens an enrollment.
+// Begin opens an enrollment. What entitles to a certificate is, in this order, the token; the
+// certificate that the device shows in TLS, its present one or that of the factory; or, where
+// there is neither, the endorsement key that Device was enrolled with, which the challenge proves.
 type Begin struct {
 	Versions []int  `json:"versions"`
-	Token    string `json:"token"`
-	Hint     Hint   `json:"hint"`
+	Token    string `json:"token,omitempty"`
+	// Device is the id that the device had before, "" at its first enrollment.
+	Device string `json:"device,omitempty"`
+	Hint   Hint   `json:"hint"`
 }
 
 // Begun answers Begin.
@@ -75,12 +88,41 @@ type Issued struct {
 	Serial string `json:"serial"`
 }
 
+// Order, Collected and Delivery are the three steps of an enrollment without a network between
+// device and registrar, each one file of JSON. The certificate is sealed under the secret of the
+// challenge, so that only the TPM which gave the evidence can open it.
+type Order struct {
+	Version int    `json:"version"`
+	Device  string `json:"device"`
+	Nonce   []byte `json:"nonce"`
+}
+
+// Collected is what the device gives for an Order.
+type Collected struct {
+	Order
+	Evidence []Item `json:"evidence"`
+}
+
+// Delivery is what the registrar gives for a Collected.
+type Delivery struct {
+	Version   int    `json:"version"`
+	Device    string `json:"device"`
+	Serial    string `json:"serial"`
+	Challenge Item   `json:"challenge"`
+	// Sealed is the chain, PEM, sealed by tpm/attest.Claim.Seal.
+	Sealed []byte `json:"sealed"`
+}
+
 // The codes of Error.
 const (
 	CodeTokenUnknown = "token-unknown"
 	CodeTokenExpired = "token-expired"
 	CodeTokenUsed    = "token-used"
 	CodeEvidence     = "evidence"
+	CodeAttestation  = "attestation"  // the TPM's evidence is not believed; the text says which part
+	CodeEKTaken      = "ek-taken"     // this TPM is enrolled as another device
+	CodeNotEntitled  = "not-entitled" // neither token nor certificate nor a known TPM
+	CodeBackend      = "backend"      // the CA behind the registrar did not issue; try again later
 	CodeSession      = "session-unknown"
 	CodeVersion      = "version"
 	CodeMalformed    = "malformed"
