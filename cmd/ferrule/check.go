@@ -12,6 +12,11 @@ import (
 	"ferrule/hw"
 )
 
+func checkFlags(e *env) {
+	e.jsonFlag()
+	e.flags.BoolVar(&e.profiles, "profiles", false, "list the sensor profiles instead")
+}
+
 func clockPath(c *config.Config) string { return filepath.Join(c.StateDir, "time") }
 
 // runCheck prints what the agent would do on every line, and refuses what cannot work.

@@ -34,21 +34,22 @@ type command struct {
 	name    string
 	args    string
 	summary string
+	flags   func(e *env) // beyond --config; nil: none
 	run     func(ctx context.Context, e *env) error
 }
 
 // table is the whole command line, in the order that help shows.
 func table() []command {
 	return []command{
-		{"run", "", "run the agent", runAgent},
-		{"check", "", "read the configuration strictly; print plan, cost and load of every line", runCheck},
-		{"enroll", "[--token T]", "create the key in the TPM and obtain the certificate", runEnroll},
-		{"status", "[--json]", "ask the running agent", runStatus},
-		{"read", "LINE UNIT AT TYPE", "read one value once, in every byte order", runRead},
-		{"write", "LINE UNIT POINT VALUE", "write one value and read it back", runWrite},
-		{"scan", "LINE", "find the units of an unknown line, their speed and parity", runScan},
-		{"ports", "[--json]", "list serial ports with their stable names; opens none", runPorts},
-		{"version", "[--json]", "version, and with --json the bill of materials", runVersion},
+		{"run", "", "run the agent", logFlags, runAgent},
+		{"check", "[--json]", "read the configuration strictly; print plan, cost and load of every line", checkFlags, runCheck},
+		{"enroll", "[--token T]", "create the key in the TPM and obtain the certificate", enrollFlags, runEnroll},
+		{"status", "[--json]", "ask the running agent", (*env).jsonFlag, runStatus},
+		{"read", "LINE UNIT AT TYPE", "read one value once, in every byte order", (*env).jsonFlag, runRead},
+		{"write", "LINE UNIT POINT VALUE", "write one value and read it back", nil, runWrite},
+		{"scan", "LINE", "find the units of an unknown line, their speed and parity", scanLineFlags, runScan},
+		{"ports", "[--json]", "list serial ports with their stable names; opens none", (*env).jsonFlag, runPorts},
+		{"version", "[--json]", "version, and with --json the bill of materials", (*env).jsonFlag, runVersion},
 	}
 }
 
@@ -58,11 +59,10 @@ type env struct {
 	stdout, stderr io.Writer
 	configPath     string
 	json           bool
-	token          string
-	force          bool
 	log            string
 	verbose        bool
 	profiles       bool
+	enroll         enrollOptions
 	scan           scanFlags
 }
 
@@ -70,24 +70,8 @@ func newEnv(c command, stdout, stderr io.Writer) *env {
 	e := &env{flags: flag.NewFlagSet("ferrule "+c.name, flag.ContinueOnError), stdout: stdout, stderr: stderr}
 	e.flags.SetOutput(io.Discard) // mistakes are printed once, in our own form
 	e.flags.StringVar(&e.configPath, "config", config.DefaultPath, "the configuration `file`")
-	switch c.name {
-	case "status", "ports", "version", "read":
-		e.jsonFlag()
-	case "check":
-		e.jsonFlag()
-		e.flags.BoolVar(&e.profiles, "profiles", false, "list the sensor profiles instead")
-	case "scan":
-		e.jsonFlag()
-		e.flags.StringVar(&e.scan.protocol, "protocol", "modbus-rtu", "what the units speak: modbus-rtu, modbus-ascii or mbus")
-		e.flags.StringVar(&e.scan.settings, "settings", "", "only these `settings`, such as \"9600 8N1,19200 8E1\"")
-		e.flags.StringVar(&e.scan.addresses, "addresses", "", "only these `addresses`, such as 1-32")
-		e.flags.DurationVar(&e.scan.timeout, "timeout", 0, "how long a unit may take to begin its answer; 0: 100ms")
-	case "enroll":
-		e.flags.StringVar(&e.token, "token", "", "the one-time `token` of the registrar; - reads it from standard input")
-		e.flags.BoolVar(&e.force, "force", false, "enroll again although the certificate is valid")
-	case "run":
-		e.flags.StringVar(&e.log, "log", "text", "form of the log: text or json")
-		e.flags.BoolVar(&e.verbose, "verbose", false, "log details too")
+	if c.flags != nil {
+		c.flags(e)
 	}
 	return e
 }
@@ -117,11 +101,10 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 		e.flags.PrintDefaults()
 		return exitDone
 	}
-	if err == nil && e.flags.NArg() != strings.Count(c.args, " ")+1 && isPositional(c.args) {
+	if least, most := arity(c.args); err == nil && e.flags.NArg() < least {
 		err = fmt.Errorf("%s needs %s", c.name, c.args)
-	}
-	if err == nil && e.flags.NArg() > 0 && !isPositional(c.args) {
-		err = fmt.Errorf("%s takes no argument %q", c.name, e.flags.Arg(0))
+	} else if err == nil && e.flags.NArg() > most {
+		err = fmt.Errorf("%s takes no argument %q", c.name, e.flags.Arg(most))
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "ferrule: error: %v\nferrule: hint: usage: ferrule %s [--config F] %s\n", err, c.name, c.args)
@@ -130,7 +113,25 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 	return report(stderr, c.run(ctx, e))
 }
 
-func isPositional(args string) bool { return args != "" && !strings.HasPrefix(args, "[") }
+// arity is how many arguments a command takes beside its flags: of "LINE UNIT [VALUE] [--json]"
+// at least two and at most three.
+func arity(args string) (least, most int) {
+	inFlag := false
+	for _, word := range strings.Fields(args) {
+		if strings.HasPrefix(word, "[-") {
+			inFlag = true
+		} else if !inFlag {
+			most++
+			if !strings.HasPrefix(word, "[") {
+				least++
+			}
+		}
+		if strings.HasSuffix(word, "]") {
+			inFlag = false
+		}
+	}
+	return least, most
+}
 
 // parseFlags accepts flags before, between and after the arguments, as people type them. A
 // negative number, as in "ferrule write l u p -5", is an argument.

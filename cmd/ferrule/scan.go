@@ -26,6 +26,14 @@ type scanFlags struct {
 	timeout   time.Duration
 }
 
+func scanLineFlags(e *env) {
+	e.jsonFlag()
+	e.flags.StringVar(&e.scan.protocol, "protocol", "modbus-rtu", "what the units speak: modbus-rtu, modbus-ascii or mbus")
+	e.flags.StringVar(&e.scan.settings, "settings", "", "only these `settings`, such as \"9600 8N1,19200 8E1\"")
+	e.flags.StringVar(&e.scan.addresses, "addresses", "", "only these `addresses`, such as 1-32")
+	e.flags.DurationVar(&e.scan.timeout, "timeout", 0, "how long a unit may take to begin its answer; 0: 100ms")
+}
+
 // runScan asks every address of an unknown line and prints who answers.
 func runScan(ctx context.Context, e *env) error {
 	c, err := e.scan.config(e.flags.Arg(0), e.configPath)
