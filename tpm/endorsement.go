@@ -25,6 +25,9 @@ func (d *Device) EndorsementName(ctx context.Context) ([]byte, error) {
 	return ek.Name.Buffer, nil
 }
 
+// lostSuffix ends the name of a key file whose TPM no longer knows the key.
+const lostSuffix = ".lost"
+
 // SetAside moves the key file that uri names out of the way, to the same path with .lost
 // behind it, for a key whose TPM no longer knows it. A key at a handle is gone with the
 // owner that it belonged to.
@@ -36,7 +39,7 @@ func SetAside(uri string, o KeyOptions) error {
 	if r.kind == refHandle {
 		return fmt.Errorf("setting aside key %s: %w", uri, errors.ErrUnsupported)
 	}
-	if err := r.o.FS.Rename(r.path, r.path+".lost"); err != nil {
+	if err := r.o.FS.Rename(r.path, r.path+lostSuffix); err != nil {
 		return fmt.Errorf("setting aside key %s: %w", uri, err)
 	}
 	return nil

@@ -26,20 +26,9 @@ func (r *ref) openSoftware(ctx context.Context) (DeviceKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		return nil, corrupt("no PEM block in it")
-	}
-	if block.Type != "PRIVATE KEY" {
-		return nil, unsupported("PEM type %q; a file: key is PKCS#8, %q", block.Type, "PRIVATE KEY")
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	key, err := parseSoftware(data)
 	if err != nil {
-		return nil, corrupt("%s", err)
-	}
-	key, ok := parsed.(*ecdsa.PrivateKey)
-	if !ok || key.Curve != elliptic.P256() && key.Curve != elliptic.P384() {
-		return nil, unsupported("a software key of another kind than P-256 or P-384")
+		return nil, err
 	}
 	r.warn(ctx)
 	return &softwareKey{key, r.uri}, nil
