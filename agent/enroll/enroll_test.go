@@ -275,10 +275,10 @@ func TestAnswersThatAreNoSuccess(t *testing.T) {
 		"version":       {wire.PathBegin, begun(wire.Begun{Version: 9, Device: "gw-1"}), true, "", "version 9"},
 		"more evidence": {wire.PathBegin, begun(wire.Begun{Version: 1, Device: "gw-1", Require: []string{wire.KindCSR, "tpm-quote"}}), true, "", "tpm-quote"},
 		"challenge":     {wire.PathEvidence, func(w http.ResponseWriter) { send(w, wire.Challenged{Challenges: []wire.Item{{Kind: "credential"}}}) }, true, "", "credential"},
-		"no JSON":       {wire.PathBegin, func(w http.ResponseWriter) { _, _ = io.WriteString(w, "<html>") }, false, "", "reading the registrar's answer"},
+		"no JSON":       {wire.PathBegin, func(w http.ResponseWriter) { _, _ = io.WriteString(w, "<html>") }, false, "", "reading what the registrar answered"},
 		"endless": {wire.PathFinish, func(w http.ResponseWriter) {
 			_, _ = io.WriteString(w, `{"chain":"`+strings.Repeat("a", 2*wire.MaxBody)+`"}`)
-		}, false, "", "reading the registrar's answer"},
+		}, false, "", "reading what the registrar answered"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, d := newFake(t), &device{t: t}
