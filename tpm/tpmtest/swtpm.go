@@ -6,6 +6,7 @@ package tpmtest
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -33,6 +34,7 @@ const startTimeout = 20 * time.Second
 type Swtpm struct {
 	stateDir string
 	socket   string // in a folder of its own
+	roots    []*x509.Certificate
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -204,16 +206,5 @@ type TB interface {
 func Start(t TB) *Swtpm {
 	t.Helper()
 	s, err := StartSwtpm(context.Background(), t.TempDir())
-	if errors.Is(err, ErrNotInstalled) {
-		t.Fatal("swtpm is missing; run: make deps")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Stop(); err != nil {
-			t.Fatal(err)
-		}
-	})
-	return s
+	return started(t, s, err)
 }
