@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
@@ -59,6 +60,20 @@ func ReadFile(fsys FS, name string, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("reading %s: %w: more than %d bytes", name, ErrTooLarge, limit)
 	}
 	return data, nil
+}
+
+// MakeFolder makes a folder with those above it, durably: a synced file is lost with an unsynced
+// folder above it. A folder that may not be read was not made here.
+func MakeFolder(fsys FS, folder string) error {
+	if err := fsys.MkdirAll(folder, 0o700); err != nil {
+		return err
+	}
+	for up := filepath.Dir(folder); up != folder; folder, up = up, filepath.Dir(up) {
+		if err := fsys.SyncDir(up); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	}
+	return nil
 }
 
 type osFS struct{}
