@@ -26,14 +26,12 @@ var (
 	ErrUnreachable = peer.ErrUnreachable
 	// ErrUntrusted: whoever answered could not prove to be the service. It was told nothing.
 	ErrUntrusted = peer.ErrUntrusted
-	// ErrLater: the service cannot answer yet; After says when to ask again.
-	ErrLater = peer.ErrLater
 	// ErrAnswer: the answer makes no sense.
 	ErrAnswer = peer.ErrAnswer
 )
 
-// After is the pause that an ErrLater asks for, 1 s to 24 h; 0 where the service did not say.
-func After(err error) time.Duration { return peer.After(err) }
+// ErrLater, by pointer, is the error of a service that cannot answer yet.
+type ErrLater = peer.Later
 
 // Purpose is why a certificate is asked for.
 type Purpose int
@@ -140,13 +138,14 @@ func Enroll(ctx context.Context, c Config, r Request) (Result, error) {
 	for attempt, pause := 1, firstPause; ; {
 		result, err := m.try(ctx)
 		wait := time.Duration(0)
-		switch after := After(err); {
+		later, postponed := errors.AsType[*ErrLater](err)
+		switch {
 		case err == nil:
 			return result, nil
 		case errors.Is(err, ErrUnreachable) && attempt < attempts:
 			wait, pause, attempt = pause, 2*pause, attempt+1
-		case errors.Is(err, ErrLater) && after > 0 && waited+after <= patience:
-			wait, waited = after, waited+after
+		case postponed && later.After > 0 && waited+later.After <= patience:
+			wait, waited = later.After, waited+later.After
 		default:
 			return result, err
 		}

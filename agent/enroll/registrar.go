@@ -172,12 +172,12 @@ func (c *registrar) refusal(got peer.Answer) error {
 	after := peer.RetryAfter(got.Header.Get("Retry-After"), got.Header.Get("Date"), c.request.Now())
 	switch reason.Code {
 	case wire.CodeBackend, wire.CodeInternal:
-		return hint.With(peer.Postponed(after, "the registrar cannot issue now", said), orElse(reason.Hint, "look at the registrar's log; ask again later"))
+		return hint.With(&peer.Later{After: after, Text: "the registrar cannot issue now", Cause: said}, orElse(reason.Hint, "look at the registrar's log; ask again later"))
 	case wire.CodeSession: // it was restarted in between; the enrollment begins anew
 		return hint.With(peer.Fault(ErrUnreachable, "the registrar forgot this enrollment", said), orElse(reason.Hint, "begin it again"))
 	}
 	if got.Status == http.StatusServiceUnavailable || got.Status == http.StatusTooManyRequests {
-		return hint.With(peer.Postponed(after, "the registrar cannot answer now", said), orElse(reason.Hint, "ask again later"))
+		return hint.With(&peer.Later{After: after, Text: "the registrar cannot answer now", Cause: said}, orElse(reason.Hint, "ask again later"))
 	}
 	return hint.With(peer.Fault(ErrRefused, "the registrar refused", said), orElse(reason.Hint, "the registrar's log says why"))
 }

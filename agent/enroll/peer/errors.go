@@ -22,26 +22,28 @@ var ErrUnreachable = errors.New("unreachable")
 // nothing.
 var ErrUntrusted = errors.New("untrusted")
 
-// ErrLater says that the service cannot answer yet; After says when to ask again.
-var ErrLater = errors.New("later")
-
 // ErrAnswer says that the answer makes no sense.
 var ErrAnswer = errors.New("senseless answer")
+
+// Later says that the service cannot answer yet.
+type Later struct {
+	// After is how long it wants to be left alone, 1 s to 24 h; 0 where it did not say.
+	After time.Duration
+	Text  string
+	Cause error
+}
+
+func (l *Later) Error() string { return join(l.Text, l.Cause) }
+func (l *Later) Unwrap() error { return l.Cause }
 
 // fault is an error with one of the kinds above, which its text does not repeat.
 type fault struct {
 	kind  error
 	text  string
 	cause error
-	after time.Duration
 }
 
-func (f *fault) Error() string {
-	if f.cause == nil {
-		return f.text
-	}
-	return f.text + ": " + f.cause.Error()
-}
+func (f *fault) Error() string { return join(f.text, f.cause) }
 
 func (f *fault) Unwrap() []error {
 	if f.cause == nil {
@@ -50,33 +52,20 @@ func (f *fault) Unwrap() []error {
 	return []error{f.kind, f.cause}
 }
 
+func join(text string, cause error) string {
+	if cause == nil {
+		return text
+	}
+	return text + ": " + cause.Error()
+}
+
 // Fault makes an error of kind whose text is text, and cause behind it where there is one.
 func Fault(kind error, text string, cause error) error {
 	return &fault{kind: kind, text: text, cause: cause}
 }
 
-// Postponed makes an ErrLater that asks for a pause of after.
-func Postponed(after time.Duration, text string, cause error) error {
-	return &fault{kind: ErrLater, text: text, cause: cause, after: after}
-}
-
 func (c *Client) fault(kind error, format string, cause error) error {
 	return Fault(kind, fmt.Sprintf(format, c.service), cause)
-}
-
-// After is how long the service wants to be left alone, 0 where it did not say.
-func After(err error) time.Duration {
-	for err != nil {
-		f, ok := errors.AsType[*fault](err)
-		if !ok {
-			return 0
-		}
-		if f.kind == ErrLater {
-			return f.after
-		}
-		err = f.cause
-	}
-	return 0
 }
 
 // The bounds of Retry-After, whatever the service says: nobody is asked twice a second, and a
@@ -125,7 +114,7 @@ func (c *Client) No(a Answer, reason string) error {
 	after := RetryAfter(a.Header.Get("Retry-After"), a.Header.Get("Date"), c.now())
 	switch a.Status {
 	case http.StatusAccepted:
-		return hint.With(&fault{kind: ErrLater, text: c.service + " has taken the request and will decide later", after: after},
+		return hint.With(&Later{After: after, Text: c.service + " has taken the request and will decide later"},
 			"somebody has to approve it there; ask again after that")
 	case http.StatusRequestTimeout, http.StatusBadGateway, http.StatusGatewayTimeout:
 		return hint.With(c.fault(ErrUnreachable, "%s cannot be reached", said), "a gateway in between answered; look at what is behind it")
@@ -135,7 +124,7 @@ func (c *Client) No(a Answer, reason string) error {
 		}
 		fallthrough
 	case http.StatusTooManyRequests, http.StatusInternalServerError:
-		return hint.With(&fault{kind: ErrLater, text: c.service + " cannot answer now", cause: said, after: after}, "look at its log; ask again later")
+		return hint.With(&Later{After: after, Text: c.service + " cannot answer now", Cause: said}, "look at its log; ask again later")
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return hint.With(c.fault(ErrRefused, "%s refused", said),
 			"it does not take the token, the user or the certificate shown; its log says why")
