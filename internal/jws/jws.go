@@ -98,6 +98,12 @@ func Sign(key crypto.Signer, header map[string]any, claims any) (string, error) 
 	return token, nil
 }
 
+// Usable says whether tokens can be signed and verified with keys of this kind: nil, or ErrKey.
+func Usable(key crypto.PublicKey) error {
+	_, err := algorithm(key)
+	return err
+}
+
 func algorithm(key crypto.PublicKey) (string, error) {
 	switch key := key.(type) {
 	case *ecdsa.PublicKey:
