@@ -173,6 +173,12 @@ func open(c Config, r Request) (method, error) {
 	switch c.Method {
 	case MethodRegistrar:
 		return openRegistrar(c, r)
+	case MethodEST:
+		return openEST(c, r)
+	case MethodStep:
+		return openStep(c, r)
+	case MethodExec:
+		return openExec(c, r)
 	}
 	return nil, hint.With(fmt.Errorf("enroll.method %q is not known", c.Method), "it is registrar, est, step, exec or none")
 }
