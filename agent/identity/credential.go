@@ -22,7 +22,7 @@ type Credential struct {
 	leaf        *x509.Certificate
 	certificate tls.Certificate
 	fingerprint string
-	sessions    tls.ClientSessionCache
+	sessions    *patientSessions
 	now         func() time.Time
 	counters    *handshakes
 }
@@ -74,6 +74,10 @@ func (c *Credential) TLS(roots *x509.CertPool, serverName string) *tls.Config {
 		VerifyConnection:     c.count,
 	}
 }
+
+// Forget drops the TLS sessions, so that the next handshake is a full one: a resumed one shows
+// no certificate of the server's, and no proof that it is still good.
+func (c *Credential) Forget() { c.sessions.forget() }
 
 // present gives the certificate, or an error where the server would not take it. Left to
 // itself crypto/tls sends an empty certificate then, and the server's refusal says nothing.

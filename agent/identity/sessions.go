@@ -21,12 +21,25 @@ type patientSessions struct {
 	failures map[string]int
 }
 
-func newSessions() tls.ClientSessionCache {
-	return &patientSessions{cache: tls.NewLRUClientSessionCache(sessionsKept), failures: make(map[string]int)}
+func newSessions() *patientSessions {
+	s := &patientSessions{}
+	s.forget()
+	return s
+}
+
+// forget forgets every ticket.
+func (s *patientSessions) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cache, s.failures = tls.NewLRUClientSessionCache(sessionsKept), make(map[string]int)
 }
 
 // Get implements tls.ClientSessionCache.
-func (s *patientSessions) Get(key string) (*tls.ClientSessionState, bool) { return s.cache.Get(key) }
+func (s *patientSessions) Get(key string) (*tls.ClientSessionState, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cache.Get(key)
+}
 
 // Put implements tls.ClientSessionCache: no state means that the ticket is to be forgotten.
 func (s *patientSessions) Put(key string, state *tls.ClientSessionState) {
