@@ -65,10 +65,13 @@ const (
 	CauseBrokerName      Cause = "broker-name"       // the broker's certificate is for another name
 	CauseBrokerExpired   Cause = "broker-expired"    // the broker's certificate
 	CauseBrokerInvalid   Cause = "broker-invalid"    // the broker's certificate, for another reason
-	CauseClock           Cause = "clock"             // ours is before the broker's certificate
-	CauseVersion         Cause = "tls-version"       // no common version
-	CausePlaintext       Cause = "plaintext"         // the port does not speak TLS
-	CauseTLS             Cause = "tls"               // another alert or handshake error
+	CauseBrokerRevoked   Cause = "broker-revoked"    // the broker's certificate, or an authority's above it
+	// nobody can tell whether the broker's certificate was revoked, and that is not accepted
+	CauseBrokerRevocationUnknown Cause = "broker-revocation-unknown"
+	CauseClock                   Cause = "clock"       // ours is before the broker's certificate
+	CauseVersion                 Cause = "tls-version" // no common version
+	CausePlaintext               Cause = "plaintext"   // the port does not speak TLS
+	CauseTLS                     Cause = "tls"         // another alert or handshake error
 
 	CauseNotAuthorized Cause = "not-authorized"  // CONNACK 4 or 5
 	CauseClientID      Cause = "client-id"       // CONNACK 2
@@ -197,6 +200,13 @@ func ofAlert(_ Stage, err error) (finding, bool) {
 
 // ofVerification knows what is wrong with the broker's certificate.
 func ofVerification(_ Stage, err error) (finding, bool) {
+	if d, ok := errors.AsType[*distrust](err); ok && d.revoked() {
+		return finding{CauseBrokerRevoked, SideBroker, "the broker's certificate, or that of an authority above it, was revoked",
+			"give the broker a new certificate"}, true
+	} else if ok {
+		return finding{CauseBrokerRevocationUnknown, SideBroker, "nothing proves that the broker's certificate was not revoked",
+			"let the broker staple an OCSP response, or give the device the CRLs of its authorities"}, true
+	}
 	if _, ok := errors.AsType[x509.HostnameError](err); ok {
 		return finding{CauseBrokerName, SideBroker, "the broker's certificate is for another name",
 			"write in session.brokers the name that the certificate carries"}, true

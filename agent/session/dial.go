@@ -41,8 +41,18 @@ func (e *stageError) Error() string { return string(e.stage) + ": " + e.err.Erro
 func (e *stageError) Unwrap() error { return e.err }
 
 // dial connects to b and shows credential. begin is told of each stage. The error is a
-// *stageError.
+// *stageError. A broker that is refused on a resumed TLS session is asked once more, in a full
+// handshake: what was wrong may be the proof that the session was made with.
 func (s *Session) dial(ctx context.Context, b broker, credential *identity.Credential, begin func(Stage)) (*secured, error) {
+	sec, err := s.dialOnce(ctx, b, credential, begin)
+	if d, ok := errors.AsType[*distrust](err); ok && d.resumed {
+		credential.Forget()
+		sec, err = s.dialOnce(ctx, b, credential, begin)
+	}
+	return sec, err
+}
+
+func (s *Session) dialOnce(ctx context.Context, b broker, credential *identity.Credential, begin func(Stage)) (*secured, error) {
 	begin(StageDNS)
 	addresses, err := lookup(ctx, b.host, s.timeouts.dns)
 	if err != nil {
@@ -55,7 +65,7 @@ func (s *Session) dial(ctx context.Context, b broker, credential *identity.Crede
 	}
 	begin(StageTLS)
 	started := time.Now()
-	secure := tls.Client(raw, credential.TLS(s.roots, b.host))
+	secure := tls.Client(raw, s.trust.config(credential, s.identity, b.host))
 	handshake, cancel := context.WithTimeout(ctx, s.timeouts.tls)
 	defer cancel()
 	if err := secure.HandshakeContext(handshake); err != nil {

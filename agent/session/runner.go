@@ -13,7 +13,8 @@ import (
 // runner is what one Run keeps from one link to the next.
 type runner struct {
 	*Session
-	next         *secured // proved, and waiting to take over
+	next         *secured        // proved, and waiting to take over
+	settled      <-chan struct{} // what follows a CONNACK is done; nil: long ago
 	stopCommands func()
 	cancel       func()          // ends the command that is being executed
 	idle         <-chan struct{} // no command is being executed, nor will be
@@ -62,6 +63,9 @@ func (r *runner) end() {
 // whose turn it is. A staged certificate that was not refused yet goes first.
 func (r *runner) connect(ctx context.Context) (*link, error) {
 	s := r.Session
+	if !r.settle(ctx) {
+		return nil, ctx.Err()
+	}
 	s.count(func(st *Status) { st.Attempts++ })
 	sec := r.next
 	r.next = nil
@@ -83,13 +87,41 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 		}
 		return nil, err
 	}
-	if staged {
-		s.identity.Promote(credential)
-		s.count(func(st *Status) { st.Rotations++ })
-		s.log.LogAttrs(ctx, slog.LevelInfo, "certificate took over", slog.String("leaf", credential.Fingerprint()))
-	}
+	r.settled = s.afterwards(l, staged)
 	s.connected(l)
 	return l, nil
+}
+
+// afterwards does what follows a CONNACK and may wait for the disk, while readings and
+// acknowledgements flow. What it returns is closed when that is done.
+func (s *Session) afterwards(l *link, staged bool) <-chan struct{} {
+	done := make(chan struct{})
+	s.stale.Go(func() {
+		defer close(done)
+		if credential := l.secured.credential; staged {
+			s.identity.Promote(credential)
+			s.count(func(st *Status) { st.Rotations++ })
+			s.log.LogAttrs(context.Background(), slog.LevelInfo, "certificate took over", slog.String("leaf", credential.Fingerprint()))
+		}
+		if s.trust.verified != nil {
+			s.trust.verified(l.secured.tls.ConnectionState().VerifiedChains)
+		}
+	})
+	return done
+}
+
+// settle waits for what followed the last CONNACK: which certificate to show hangs on it.
+func (r *runner) settle(ctx context.Context) bool {
+	if r.settled == nil {
+		return true
+	}
+	select {
+	case <-r.settled:
+		r.settled = nil
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // choose returns the certificate to show, and whether it is one that waits to be proved.
@@ -115,7 +147,25 @@ func (s *Session) notConnected(err error, credential *identity.Credential, stage
 			failure.Text = "with the new certificate: " + failure.Text
 		}
 	}
+	s.tellRefused(credential, failure)
 	s.note(failure)
+}
+
+// tellRefused says that the broker refuses a certificate of ours. TLS 1.2 has only "handshake
+// failure" for many things: it counts where our clock explains it.
+func (s *Session) tellRefused(c *identity.Credential, f Failure) {
+	switch f.Cause {
+	case CauseCertificateExpired, CauseCertificateRevoked, CauseCertificateUnknownCA, CauseCertificateRefused, CauseCertificateNotAcceptable:
+	case CauseHandshake:
+		if !s.trust.now().After(c.Leaf().NotAfter) {
+			return
+		}
+	default:
+		return
+	}
+	if s.trust.refused != nil {
+		s.trust.refused(c.Fingerprint(), f)
+	}
 }
 
 // serve runs a link until it is lost, ctx ends, or another certificate takes over; r.next is
@@ -135,7 +185,7 @@ func (r *runner) serve(ctx context.Context, l *link) {
 	}()
 	for {
 		rotations := s.rotations
-		if proofs != nil {
+		if proofs != nil || r.settled != nil {
 			rotations = nil // one at a time; the wish is not lost
 		}
 		select {
@@ -144,6 +194,10 @@ func (r *runner) serve(ctx context.Context, l *link) {
 		case <-ctx.Done():
 			r.finish(l, w)
 			return
+		case <-r.settled:
+			r.settled = nil
+		case <-s.rechecks:
+			s.recheck(l)
 		case <-rotations:
 			s.refused = ""
 			proofs = s.prove(w.ctx, l.secured.broker)
@@ -264,8 +318,9 @@ func wait(ctx context.Context, l *link, done <-chan struct{}) bool {
 
 // proof is the outcome of showing a staged certificate on a second connection.
 type proof struct {
-	secured *secured
-	err     error
+	credential *identity.Credential
+	secured    *secured
+	err        error
 }
 
 // prove shows the staged certificate to the broker on a second connection, up to the first
@@ -284,7 +339,7 @@ func (s *Session) prove(ctx context.Context, b broker) chan proof {
 				_ = sec.tls.Close()
 			}
 		}
-		proofs <- proof{sec, err}
+		proofs <- proof{staged, sec, err}
 	}()
 	return proofs
 }
@@ -296,11 +351,10 @@ func (r *runner) handover(l *link, w *workers, p proof) bool {
 		if !l.over() {
 			failure := Classify(StageRotate, p.err)
 			failure.Text = "the new certificate was not accepted, the old one stays: " + failure.Text
+			s.tellRefused(p.credential, failure)
 			s.note(failure)
 		}
-		if staged := s.identity.Staged(); staged != nil {
-			s.refused = staged.Fingerprint()
-		}
+		s.refused = p.credential.Fingerprint()
 		return false
 	}
 	limit, cancel := context.WithTimeout(w.ctx, s.config.WriteTimeout.Std())

@@ -6,6 +6,7 @@ package session
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -34,6 +35,22 @@ type Options struct {
 	Handle func(ctx context.Context, c Command) (id string, reply []byte)
 	// Online returns the retained status message; nil: none is published, nor a will.
 	Online func() []byte
+	// Roots returns the authorities that brokers are checked against. Another pool than the
+	// last makes the session forget its TLS sessions, which would show the chain of before.
+	// nil: those of Config.Roots.
+	Roots func() *x509.CertPool
+	// Verify judges a broker whose chain crypto/tls has verified, on every connection, also on
+	// a resumed one. An error refuses it; one that has Revoked() bool says whether for that.
+	// nil: everyone.
+	Verify func(tls.ConnectionState) error
+	// Verified is told of the chains of every connection that got its CONNACK, in order.
+	Verified func(chains [][]*x509.Certificate)
+	// Refused is told when the broker refuses a certificate of ours, by its fingerprint: one in
+	// use, or one that was to be proved. It must not wait. Up to TLS 1.2 a refusal is not
+	// authenticated, so it is a reason to try the way back, and never one to drop anything.
+	Refused func(fingerprint string, f Failure)
+	// Now is the time that our certificate is judged by; nil: time.Now.
+	Now func() time.Time
 	// ShutdownGrace bounds what Run does after its context ended.
 	ShutdownGrace time.Duration
 	Log           *slog.Logger
@@ -62,7 +79,7 @@ type Session struct {
 	log      *slog.Logger
 	random   func() float64 // for the back-off
 
-	roots    *x509.CertPool
+	trust    trust
 	brokers  []broker
 	device   string
 	clientID string
@@ -72,6 +89,7 @@ type Session struct {
 
 	rotations     chan struct{} // asked by Rotate
 	announcements chan struct{} // asked by Announce
+	rechecks      chan struct{} // asked by Recheck
 	inbox         inbox
 	suspect       suspect
 	turn          int            // which broker is next
@@ -102,11 +120,11 @@ func New(o Options) (*Session, error) {
 		device:        o.Identity.Device(),
 		rotations:     make(chan struct{}, 1),
 		announcements: make(chan struct{}, 1),
+		rechecks:      make(chan struct{}, 1),
 		inbox:         inbox{queue: make(chan delivery, inboxCommands)},
 		status:        Status{Stage: StageStopped},
 	}
-	var err error
-	if s.roots, err = readRoots(o.Roots); err != nil {
+	if err := s.trust.set(o); err != nil {
 		return nil, err
 	}
 	for _, text := range o.Brokers {
@@ -140,6 +158,11 @@ func (s *Session) Rotate() { ask(s.rotations) }
 
 // Announce asks to publish the status again.
 func (s *Session) Announce() { ask(s.announcements) }
+
+// Recheck asks to judge the broker of the connection that stands once more, since the roots, or
+// what is known of revocation, have changed. It ends the connection where a new one would be
+// refused.
+func (s *Session) Recheck() { ask(s.rechecks) }
 
 func ask(c chan struct{}) {
 	select {

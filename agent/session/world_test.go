@@ -124,7 +124,7 @@ func (w *world) session(address string, change ...func(*Options)) *Session {
 	w.t.Helper()
 	o := Options{Config: Default(), Identity: w.identity, Outbox: w.outbox, Log: w.log.logger(), ShutdownGrace: time.Second}
 	o.Brokers = []string{"mqtts://" + address}
-	o.Roots = filepath.Join(w.dir, "roots.pem")
+	o.Config.Roots = filepath.Join(w.dir, "roots.pem")
 	o.Online = func() []byte { return []byte(`{"online":true}`) }
 	for _, f := range change {
 		f(&o)

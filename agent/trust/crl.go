@@ -332,6 +332,11 @@ func (l *list) older(other *list) bool {
 	return l.this.Before(other.this)
 }
 
+// sameScope says whether l and other, of the same signer, are about the same certificates.
+func (l *list) sameScope(other *list) bool {
+	return l.users == other.users && l.authorities == other.authorities && l.shard == other.shard && slices.Equal(l.points, other.points)
+}
+
 // serialOf returns the octets of a certificate's serial number as its INTEGER has them.
 func serialOf(c *x509.Certificate) []byte {
 	tbs := der(c.RawTBSCertificate)

@@ -73,47 +73,51 @@ func newSource(name string, o Options) *source {
 
 // believed returns the lists that issuer signed, the newest ones.
 func (s *source) believed(issuer *x509.Certificate) []*list {
-	s.fresh = slices.DeleteFunc(s.fresh, func(l *list) bool {
-		if !bytes.Equal(l.issuer, issuer.RawSubject) {
-			return false
-		}
-		if err := l.signedBy(issuer); err != nil {
-			s.err = fmt.Errorf("believing the list: %w", err)
-			return false // another issuer of that name may have signed it
-		}
-		s.adopt(l)
-		return true
-	})
 	var lists []*list
 	for _, l := range s.kept {
 		if l.signedBy(issuer) == nil {
 			lists = append(lists, l)
 		}
 	}
+	fresh := s.fresh[:0]
+	for _, l := range s.fresh {
+		if !bytes.Equal(l.issuer, issuer.RawSubject) {
+			fresh = append(fresh, l)
+			continue
+		}
+		if err := l.signedBy(issuer); err != nil {
+			s.err = fmt.Errorf("believing the list: %w", err)
+			fresh = append(fresh, l) // another issuer of that name may have signed it
+			continue
+		}
+		s.err, s.tag = nil, s.next
+		lists = s.adopt(l, lists)
+	}
+	clear(s.fresh[len(fresh):])
+	s.fresh = fresh
 	return lists
 }
 
-// adopt takes a list whose signature is good in place of the one before. An older one is not
-// taken: it would call good what was revoked since.
-func (s *source) adopt(l *list) {
-	for i, k := range s.kept {
-		if !bytes.Equal(k.issuer, l.issuer) || k.signed == nil && k.signer != l.signer || !slices.Equal(k.points, l.points) ||
-			k.users != l.users || k.authorities != l.authorities {
+// adopt takes a list whose signature is good in place of the one before, which is among those
+// of the same signer. An older one is not taken: it would call good what was revoked since.
+func (s *source) adopt(l *list, signers []*list) []*list {
+	for i, k := range signers {
+		if !l.sameScope(k) {
 			continue
 		}
 		if l.older(k) {
-			s.err = errors.New("the list is older than the one that is held")
-			return
+			s.err, s.tag = errors.New("the list is older than the one that is held"), ""
+		} else if k.older(l) {
+			s.kept[slices.Index(s.kept, k)] = l
+			signers[i], s.dirty = l, true
 		}
-		s.kept[i] = l
-		s.dirty, s.err, s.tag = true, nil, s.next
-		return
+		return signers
 	}
 	if len(s.kept) == maxLists {
 		s.kept = slices.Delete(s.kept, 0, 1)
 	}
-	s.kept = append(s.kept, l)
-	s.dirty, s.err, s.tag = true, nil, s.next
+	s.kept, s.dirty = append(s.kept, l), true
+	return append(signers, l)
 }
 
 // status describes the source by its first list.
@@ -193,7 +197,10 @@ func (v *Revocation) pause() time.Duration {
 // look reads a source once.
 func (v *Revocation) look(ctx context.Context, s *source) {
 	var lists []*list
-	text, tag, err := s.read(ctx, v.fetch)
+	v.mu.Lock()
+	tag := s.tag
+	v.mu.Unlock()
+	text, tag, err := s.read(ctx, v.fetch, tag)
 	same := errors.Is(err, ErrNotModified)
 	if err == nil {
 		lists, err = parseLists(text)
@@ -204,29 +211,38 @@ func (v *Revocation) look(ctx context.Context, s *source) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	s.looked = v.o.Clock.Now().UTC()
-	switch {
-	case same:
-		s.failures = 0
-	case err != nil:
-		s.failures++
-		s.err = err
-		s.seen = nil
-		if s.failures == 1 {
-			v.o.event(slog.LevelWarn, "revocation list not to be had", slog.String("source", s.name), slog.Any("err", err))
-		}
-	default:
-		s.failures, s.err = 0, nil
+	if err == nil {
 		s.fresh, s.text, s.next = lists, text, tag
+	}
+	if err == nil || same {
+		err = v.ranOut(s)
+	} else {
+		s.seen = nil
+	}
+	if s.err = err; err == nil {
+		s.failures = 0
+	} else if s.failures++; s.failures == 1 {
+		v.o.event(slog.LevelWarn, "revocation list not to be had", slog.String("source", s.name), slog.Any("err", err))
 	}
 	s.due = time.Now().Add(v.delay(s))
 }
 
+// ranOut says that a source gives what has run out. It is asked again as one that fails.
+func (v *Revocation) ranOut(s *source) error {
+	for _, l := range slices.Concat(s.fresh, s.kept) {
+		if _, why := v.fresh(l.this, l.next); why == "" {
+			return nil
+		}
+	}
+	return errors.New("the list has run out")
+}
+
 // read gets the text, or ErrNotModified. Only Run calls it.
-func (s *source) read(ctx context.Context, fetch Fetch) (text []byte, tag string, err error) {
+func (s *source) read(ctx context.Context, fetch Fetch, old string) (text []byte, tag string, err error) {
 	if s.url {
 		ctx, cancel := context.WithTimeout(ctx, fetchTimeout)
 		defer cancel()
-		return fetch(ctx, s.name, s.tag)
+		return fetch(ctx, s.name, old)
 	}
 	f, err := s.o.FS.OpenFile(s.name, os.O_RDONLY, 0)
 	if err != nil {
@@ -247,7 +263,6 @@ func (s *source) read(ctx context.Context, fetch Fetch) (text []byte, tag string
 // whether something is believed that was not before.
 func (v *Revocation) settle(s *source) bool {
 	v.mu.Lock()
-	before := s.dirty
 	for _, issuer := range v.issuers {
 		if len(s.fresh) > 0 {
 			s.believed(issuer)
@@ -255,7 +270,7 @@ func (v *Revocation) settle(s *source) bool {
 	}
 	changed, text := s.dirty, s.text
 	s.dirty = false
-	if before || changed {
+	if changed {
 		s.due = time.Now().Add(v.delay(s))
 	}
 	if len(s.fresh) == 0 {
@@ -287,7 +302,7 @@ func (v *Revocation) delay(s *source) time.Duration {
 	now := v.o.Clock.Now()
 	for _, l := range slices.Concat(s.kept, s.fresh) {
 		if left := l.next.Sub(now); !l.next.IsZero() && left < refresh*4/3 {
-			refresh = max(left*3/4, firstPause) // one that has run out is asked for every minute
+			refresh = max(left*3/4, firstPause)
 		}
 	}
 	return refresh - jitter(refresh/10)

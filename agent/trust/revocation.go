@@ -2,6 +2,7 @@ package trust
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -172,7 +173,7 @@ type RevocationResult struct {
 const maxIssuers = 16
 
 // NewRevocation reads the lists that were fetched before. A nil fetch is HTTP with the roots of
-// the operating system. Nothing is fetched before Run.
+// the operating system. Files are read now, URLs when Run does.
 func NewRevocation(c RevocationConfig, o Options, fetch Fetch) (*Revocation, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -185,7 +186,13 @@ func NewRevocation(c RevocationConfig, o Options, fetch Fetch) (*Revocation, err
 		return v, nil
 	}
 	for _, name := range c.CRL {
-		v.sources = append(v.sources, newSource(name, o))
+		s := newSource(name, o)
+		v.sources = append(v.sources, s)
+		if !s.url {
+			v.look(context.Background(), s) // so that the first connection finds it
+		} else if len(s.kept) > 0 {
+			s.due = time.Now().Add(jitter(v.delay(s))) // the power may have come back to a whole fleet
+		}
 	}
 	return v, nil
 }

@@ -98,7 +98,7 @@ func (c *carrier) session(id *identity.Identity, out *outbox.Outbox, log *slog.L
 		Online:        func() []byte { return []byte("{}") },
 		ShutdownGrace: 5 * time.Second,
 	}
-	o.Brokers, o.Roots = []string{c.broker}, c.roots
+	o.Brokers, o.Config.Roots = []string{c.broker}, c.roots
 	if c.batch {
 		encoder, err := encode.New(encode.Default(), "bench/{device}/{line}/{unit}", "bench", out.Boot())
 		if err != nil {
