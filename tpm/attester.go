@@ -16,13 +16,3 @@ type Attester interface {
 	// or an earlier one.
 	Activate(ctx context.Context, c attest.Challenge) (secret []byte, err error)
 }
-
-// Attest implements Attester.
-func (k *Key) Attest(ctx context.Context, qualifying []byte) (attest.Evidence, error) {
-	return attest.Evidence{}, unsupported("attestation")
-}
-
-// Activate implements Attester.
-func (k *Key) Activate(ctx context.Context, c attest.Challenge) ([]byte, error) {
-	return nil, unsupported("attestation")
-}

@@ -28,6 +28,10 @@ func (s KeySpec) template() (tpm2.TPMTPublic, error) {
 	default:
 		return tpm2.TPMTPublic{}, unsupported("device keys on curve %s; use P-256 or P-384", s.Curve.Params().Name)
 	}
+	return keyTemplate(curve), nil
+}
+
+func keyTemplate(curve tpm2.TPMECCCurve) tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{
 		Type:    tpm2.TPMAlgECC,
 		NameAlg: tpm2.TPMAlgSHA256,
@@ -40,7 +44,7 @@ func (s KeySpec) template() (tpm2.TPMTPublic, error) {
 			SignEncrypt:         true,
 		},
 		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: curve}),
-	}, nil
+	}
 }
 
 func (s KeySpec) parent() (uint32, error) {
@@ -64,31 +68,55 @@ func (d *Device) CreateKey(ctx context.Context, s KeySpec) (*KeyFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := d.call(ctx)
-	storage, free, err := d.openParent(c, parent, ownerTemplate())
+	var f *KeyFile
+	err = again(func() error {
+		f, err = d.createUnder(ctx, parent, template)
+		return err
+	})
+	if err != nil {
+		return nil, commandError("creating the device key", err)
+	}
+	return f, nil
+}
+
+func (d *Device) createUnder(ctx context.Context, parent uint32, template tpm2.TPMTPublic) (*KeyFile, error) {
+	var srk tpm2.TPM2BName
+	if parent == SRKHandle {
+		name, err := d.EnsureSRK(ctx, nil)
+		if err != nil {
+			return nil, err
+		}
+		srk.Buffer = name
+	}
+	c, release, err := d.hold(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	storage, free, err := d.openParent(c, parent, srk, ownerTemplate())
 	if err != nil {
 		return nil, err
 	}
 	defer free()
-	rsp, err := tpm2.Create{ParentHandle: storage, InPublic: tpm2.New2B(template)}.Execute(c)
+	var rsp *tpm2.CreateResponse
+	err = d.fit(c, withParent(parent), nil, func() (err error) {
+		rsp, err = tpm2.Create{ParentHandle: storage, InPublic: tpm2.New2B(template)}.Execute(c)
+		return err
+	})
 	if err != nil {
-		return nil, commandError("creating the device key", err)
+		return nil, err
 	}
 	return newKeyFile(parent, prefixed(rsp.OutPublic.Bytes()), prefixed(rsp.OutPrivate.Buffer))
 }
 
 // openParent gives the parent of a key as go-tpm wants it; free flushes what was derived.
-func (d *Device) openParent(c *call, parent uint32, owner tpm2.TPMTPublic) (h tpm2.AuthHandle, free func(), err error) {
+func (d *Device) openParent(c *call, parent uint32, srk tpm2.TPM2BName, owner tpm2.TPMTPublic) (h tpm2.AuthHandle, free func(), err error) {
 	if parent == SRKHandle {
-		name, err := d.EnsureSRK(c.ctx, nil)
-		if err != nil {
-			return h, nil, err
-		}
-		return parentHandle(tpm2.TPMHandle(SRKHandle), tpm2.TPM2BName{Buffer: name}), func() {}, nil
+		return parentHandle(tpm2.TPMHandle(SRKHandle), srk), func() {}, nil
 	}
-	primary, err := createPrimary(c, owner)
+	primary, err := d.createPrimary(c, tpm2.TPMRHOwner, owner, nil)
 	if err != nil {
-		return h, nil, err
+		return h, nil, ownerError("deriving the SRK", err)
 	}
 	return parentHandle(primary.ObjectHandle, primary.Name), func() { d.flush(c, primary.ObjectHandle) }, nil
 }

@@ -13,16 +13,25 @@ import (
 // Profile, template L-2). It survives a clearing of the owner, so it tells a cleared TPM
 // from another one. The key is derived and flushed: two commands, nothing stored.
 func (d *Device) EndorsementName(ctx context.Context) ([]byte, error) {
-	c := d.call(ctx)
-	ek, err := tpm2.CreatePrimary{
-		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: tpm2.PasswordAuth(nil)},
-		InPublic:      tpm2.New2B(tpm2.ECCEKTemplate),
-	}.Execute(c)
+	var name []byte
+	err := again(func() error {
+		c, release, err := d.hold(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+		ek, err := d.createPrimary(c, tpm2.TPMRHEndorsement, tpm2.ECCEKTemplate, nil)
+		if err != nil {
+			return err
+		}
+		d.flush(c, ek.ObjectHandle)
+		name = ek.Name.Buffer
+		return nil
+	})
 	if err != nil {
-		return nil, commandError("deriving the endorsement key", err)
+		return nil, endorsementError("deriving the endorsement key", err)
 	}
-	defer d.flush(c, ek.ObjectHandle)
-	return ek.Name.Buffer, nil
+	return name, nil
 }
 
 // lostSuffix ends the name of a key file whose TPM no longer knows the key.

@@ -30,6 +30,8 @@ type Key struct {
 
 	at       atomic.Pointer[place] // nil once closed
 	moving   sync.Mutex            // held while at changes
+	closed   bool                  // guarded by moving
+	used     atomic.Uint64         // when it was used last, by Device.uses
 	password atomic.Bool           // the TPM refused the empty one: do not ask again
 }
 
@@ -38,6 +40,7 @@ type Key struct {
 type place struct {
 	handle tpm2.TPMHandle
 	gen    uint64
+	gone   bool // flushed, and something else may lie there; guarded by Device.busy
 }
 
 // LoadKey loads f below its parent. The error is ErrOwnerChanged where this TPM cannot have
@@ -49,21 +52,33 @@ func (d *Device) LoadKey(ctx context.Context, f *KeyFile) (*Key, error) {
 		return nil, err
 	}
 	k.file = f
-	c := d.call(ctx)
-	h, err := d.loadObject(c, f, k.name)
+	d.register(k) // now, so that whoever frees slots knows its Name
+	err = again(func() error {
+		return k.with(ctx, nil, func(*call, tpm2.TPMHandle) error { return nil })
+	})
 	if err != nil {
+		d.forget(k)
 		return nil, err
 	}
 	if f.parent == SRKHandle && d.srkCounts() {
 		k.warnings = append(k.warnings, "the SRK lacks noDA: some power cuts while the key is being loaded lock it out (TPM_RC_LOCKOUT)")
 	}
-	return k.ready(ctx, &place{h, c.gen})
+	return k.ready(ctx)
 }
 
 // OpenHandle opens the key at a persistent handle: ErrNoKey where nothing lies there.
 func (d *Device) OpenHandle(ctx context.Context, h uint32) (*Key, error) {
-	c := d.call(ctx)
-	pub, _, err := readPublic(c, tpm2.TPMHandle(h))
+	var pub *tpm2.TPMTPublic
+	var gen uint64
+	err := again(func() error {
+		c, release, err := d.hold(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+		gen = c.gen
+		return d.fit(c, 1, nil, func() (err error) { pub, _, err = readPublic(c, tpm2.TPMHandle(h)); return err })
+	})
 	if errors.Is(err, tpm2.TPMRCHandle) {
 		return nil, hint.With(fmt.Errorf("opening the key at handle %#x: %w", h, ErrNoKey), hintNoKey)
 	}
@@ -74,7 +89,9 @@ func (d *Device) OpenHandle(ctx context.Context, h uint32) (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the key at handle %#x: %w", h, err)
 	}
-	return k.ready(ctx, &place{tpm2.TPMHandle(h), c.gen})
+	k.at.Store(&place{handle: tpm2.TPMHandle(h), gen: gen})
+	d.register(k)
+	return k.ready(ctx)
 }
 
 func (d *Device) newKey(public *tpm2.TPMTPublic) (*Key, error) {
@@ -93,12 +110,20 @@ func (d *Device) newKey(public *tpm2.TPMTPublic) (*Key, error) {
 	return &Key{d: d, public: public, key: key, name: name.Buffer, warnings: warnings}, nil
 }
 
+func (d *Device) register(k *Key) {
+	d.keysMu.Lock()
+	defer d.keysMu.Unlock()
+	d.keys[k] = struct{}{}
+}
+
+func (d *Device) forget(k *Key) {
+	d.keysMu.Lock()
+	defer d.keysMu.Unlock()
+	delete(d.keys, k)
+}
+
 // ready puts a key into service, unless it turns out that it cannot sign.
-func (k *Key) ready(ctx context.Context, at *place) (*Key, error) {
-	k.at.Store(at)
-	k.d.keysMu.Lock()
-	k.d.keys[k] = struct{}{}
-	k.d.keysMu.Unlock()
+func (k *Key) ready(ctx context.Context) (*Key, error) {
 	if err := k.examine(ctx); err != nil {
 		_ = k.close(ctx)
 		return nil, err
@@ -169,11 +194,16 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 		return nil, errPassword
 	}
 	at := k.at.Load()
-	signature, err := k.signAt(ctx, at, digest, scheme)
+	if at == nil {
+		return nil, errClosed
+	}
+	k.used.Store(k.d.uses.Add(1))
+	signature, err := k.signAt(&call{d: k.d, ctx: ctx, gen: at.gen, at: at}, at.handle, digest, scheme)
 	if forgotten(err) {
-		if at, err = k.reload(ctx, at); err == nil {
-			signature, err = k.signAt(ctx, at, digest, scheme)
-		}
+		err = k.with(ctx, at, func(c *call, h tpm2.TPMHandle) (err error) {
+			signature, err = k.signAt(c, h, digest, scheme)
+			return err
+		})
 	}
 	if errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail) {
 		k.password.Store(true) // every further try may count as a guess
@@ -185,23 +215,27 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	return signature, nil
 }
 
-var errPassword = unsupported("the key has a password, and an unattended device cannot type one")
+var (
+	errPassword = unsupported("the key has a password, and an unattended device cannot type one")
+	errClosed   = fmt.Errorf("using a closed key: %w", os.ErrClosed)
+)
 
 // signAt is TPM2_Sign (Part 3, 20.2), the one command of a full handshake.
-func (k *Key) signAt(ctx context.Context, at *place, digest []byte, scheme tpm2.TPMTSigScheme) ([]byte, error) {
-	if at == nil {
-		return nil, fmt.Errorf("using a closed key: %w", os.ErrClosed)
-	}
+func (k *Key) signAt(c *call, h tpm2.TPMHandle, digest []byte, scheme tpm2.TPMTSigScheme) ([]byte, error) {
 	rsp, err := tpm2.Sign{
-		KeyHandle:  tpm2.AuthHandle{Handle: at.handle, Name: tpm2.TPM2BName{Buffer: k.name}, Auth: tpm2.PasswordAuth(nil)},
+		KeyHandle:  k.auth(h),
 		Digest:     tpm2.TPM2BDigest{Buffer: digest},
 		InScheme:   scheme,
 		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck},
-	}.Execute(&call{d: k.d, ctx: ctx, gen: at.gen})
+	}.Execute(c)
 	if err != nil {
 		return nil, err
 	}
 	return encodeSignature(rsp.Signature)
+}
+
+func (k *Key) auth(h tpm2.TPMHandle) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: h, Name: tpm2.TPM2BName{Buffer: k.name}, Auth: tpm2.PasswordAuth(nil)}
 }
 
 // forgotten reports whether err may mean that the TPM lost its memory or we lost the TPM.
@@ -211,34 +245,86 @@ func forgotten(err error) bool {
 		errors.Is(err, errStale) || errors.Is(err, tpm2.TPMRCHandle) || errors.Is(err, tpm2.TPMRCReferenceH0)
 }
 
-// reload puts the key back into a TPM that was reset or reopened, unless another goroutine
-// has done so since at was looked up.
-func (k *Key) reload(ctx context.Context, at *place) (*place, error) {
+// with does f while the key is loaded and nobody else may use the TPM. It loads the key
+// again where it is in no slot, or was not at failed, unless another goroutine has done so.
+func (k *Key) with(ctx context.Context, failed *place, f func(*call, tpm2.TPMHandle) error) error {
 	k.moving.Lock()
 	defer k.moving.Unlock()
-	if now := k.at.Load(); now != at {
-		return now, nil
+	k.used.Store(k.d.uses.Add(1))
+	var srk tpm2.TPM2BName
+	if k.file != nil && k.file.parent == SRKHandle {
+		name, err := k.d.EnsureSRK(ctx, nil)
+		if err != nil {
+			return err
+		}
+		srk.Buffer = name
 	}
-	c := k.d.call(ctx)
-	// A simulator keeps its objects when a connection ends, and there may be no slot for
-	// a second copy. Whatever else lies at the handle now is not ours to sign with.
-	_, name, err := readPublic(c, at.handle)
-	h := at.handle
+	c, release, err := k.d.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	at, err := k.settle(c, failed, srk)
+	if err != nil {
+		return err
+	}
+	return f(c, at.handle)
+}
+
+// settle returns where the key lies now, after loading it where need be.
+func (k *Key) settle(c *call, failed *place, srk tpm2.TPM2BName) (*place, error) {
+	at := k.at.Load()
+	switch {
+	case k.closed:
+		return nil, errClosed
+	case at != nil && at != failed && at.gen == c.gen && !at.gone:
+		return at, nil
+	case at != nil:
+		if found, err := k.stillThere(c, at); err != nil || found != nil {
+			return found, err
+		}
+	}
+	h, err := k.d.loadObject(c, k.file, srk)
+	if err != nil {
+		return nil, err
+	}
+	k.d.displace(h, c.gen)
+	now := &place{handle: h, gen: c.gen}
+	k.at.Store(now)
+	if at != nil {
+		k.d.log.LogAttrs(c.ctx, level(at.gone), "tpm key loaded again", slog.Uint64("generation", c.gen))
+	}
+	return now, nil
+}
+
+// level of the news that a key was loaded again: no news where it had made room for another.
+func level(madeRoom bool) slog.Level {
+	if madeRoom {
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
+}
+
+// stillThere looks for the key where it lay when the connection was lost: a simulator keeps
+// its objects then, and there may be no slot for a second copy. Whatever else lies at the
+// handle now is not ours to sign with.
+func (k *Key) stillThere(c *call, at *place) (*place, error) {
+	if at.gone || k.file != nil && k.d.inUse(c)[at.handle] && at.gen != c.gen {
+		return nil, nil
+	}
+	var name []byte
+	err := k.d.fit(c, 0, k, func() (err error) { _, name, err = readPublic(c, at.handle); return err })
 	switch {
 	case err == nil && bytes.Equal(name, k.name):
+		now := &place{handle: at.handle, gen: c.gen}
+		k.at.Store(now)
+		return now, nil
 	case err != nil && !errors.Is(err, tpm2.TPMRCHandle) && !errors.Is(err, tpm2.TPMRCReferenceH0):
 		return nil, err
 	case k.file == nil:
 		return nil, hint.With(fmt.Errorf("%w: the key at handle %#x is gone", ErrOwnerChanged, uint32(at.handle)), hintOwner)
-	default:
-		if h, err = k.d.loadObject(c, k.file, k.name); err != nil {
-			return nil, err
-		}
 	}
-	now := &place{h, c.gen}
-	k.at.Store(now)
-	k.d.log.LogAttrs(ctx, slog.LevelWarn, "tpm key loaded again", slog.Uint64("generation", c.gen))
-	return now, nil
+	return nil, nil
 }
 
 // Close frees the key's slot in the TPM. Closing twice is harmless.
@@ -251,15 +337,15 @@ func (k *Key) Close() error {
 func (k *Key) close(ctx context.Context) error {
 	k.moving.Lock()
 	defer k.moving.Unlock()
+	k.closed = true
 	at := k.at.Swap(nil)
-	k.d.keysMu.Lock()
-	delete(k.d.keys, k)
-	k.d.keysMu.Unlock()
+	k.d.forget(k)
 	// What belongs to a lost generation is out of reach, or gone already.
 	if at == nil || k.file == nil || at.gen != k.d.live.Load() {
 		return nil
 	}
-	if err := k.d.flushErr(ctx, at.gen, at.handle); err != nil && !forgotten(err) {
+	c := &call{d: k.d, ctx: ctx, gen: at.gen, at: at}
+	if err := flushNow(c, at.handle); err != nil && !forgotten(err) {
 		return commandError("freeing the device key", err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"ferrule/internal/hint"
 
@@ -41,11 +42,19 @@ func (d *Device) EnsureSRK(ctx context.Context, pinName []byte) ([]byte, error) 
 	if d.srk.name != nil && d.srk.gen == d.live.Load() {
 		return bytes.Clone(d.srk.name), checkPin(d.srk.name, pinName)
 	}
-	c := d.call(ctx)
-	srk, err := readSRK(c)
-	if errors.Is(err, tpm2.TPMRCHandle) {
-		srk, err = d.createSRK(c, pinName)
-	}
+	var srk srkState
+	err := again(func() error {
+		c, release, err := d.hold(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+		err = d.fit(c, 1, nil, func() (err error) { srk, err = readSRK(c); return err })
+		if errors.Is(err, tpm2.TPMRCHandle) {
+			srk, err = d.createSRK(c, pinName)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, commandError("preparing the SRK", err)
 	}
@@ -86,9 +95,9 @@ func readSRK(c *call) (srkState, error) {
 // createSRK makes the SRK persistent. A power cut in between leaves nothing, or the whole:
 // the key is derived from the owner seed, so a second attempt makes the same one.
 func (d *Device) createSRK(c *call, pin []byte) (srkState, error) {
-	primary, err := createPrimary(c, tpm2.ECCSRKTemplate)
+	primary, err := d.createPrimary(c, tpm2.TPMRHOwner, tpm2.ECCSRKTemplate, nil)
 	if err != nil {
-		return srkState{}, err
+		return srkState{}, ownerError("deriving the SRK", err)
 	}
 	defer d.flush(c, primary.ObjectHandle)
 	if err := checkPin(primary.Name.Buffer, pin); err != nil {
@@ -115,14 +124,20 @@ func ownerTemplate() tpm2.TPMTPublic {
 	return t
 }
 
-func createPrimary(c *call, template tpm2.TPMTPublic) (*tpm2.CreatePrimaryResponse, error) {
-	rsp, err := tpm2.CreatePrimary{
-		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-		InPublic:      tpm2.New2B(template),
-	}.Execute(c)
+// createPrimary derives a primary key; who calls it flushes it. keep stays loaded.
+func (d *Device) createPrimary(c *call, hierarchy tpm2.TPMHandle, template tpm2.TPMTPublic, keep *Key) (*tpm2.CreatePrimaryResponse, error) {
+	var rsp *tpm2.CreatePrimaryResponse
+	err := d.fit(c, 1, keep, func() (err error) {
+		rsp, err = tpm2.CreatePrimary{
+			PrimaryHandle: tpm2.AuthHandle{Handle: hierarchy, Auth: tpm2.PasswordAuth(nil)},
+			InPublic:      tpm2.New2B(template),
+		}.Execute(c)
+		return err
+	})
 	if err != nil {
-		return nil, ownerError("deriving the SRK", err)
+		return nil, err
 	}
+	c.objects = append(c.objects, rsp.ObjectHandle)
 	return rsp, nil
 }
 
@@ -157,14 +172,17 @@ func readPublic(c *call, h tpm2.TPMHandle) (*tpm2.TPMTPublic, []byte, error) {
 // flush frees a transient object, also when the caller's context has ended: a slot that
 // stays taken on a device without resource manager is lost until the next reset.
 func (d *Device) flush(c *call, h tpm2.TPMHandle) {
+	c.objects = slices.DeleteFunc(c.objects, func(o tpm2.TPMHandle) bool { return o == h })
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.ctx), d.commandTimeout)
 	defer cancel()
-	if err := d.flushErr(ctx, c.gen, h); err != nil && !errors.Is(err, errStale) {
+	last := *c
+	last.ctx, last.at = ctx, nil
+	_, err := tpm2.FlushContext{FlushHandle: h}.Execute(&last)
+	if err == nil {
+		return
+	}
+	c.broken = true
+	if !errors.Is(err, errStale) {
 		d.log.LogAttrs(ctx, slog.LevelWarn, "tpm object not flushed", slog.Any("err", err))
 	}
-}
-
-func (d *Device) flushErr(ctx context.Context, gen uint64, h tpm2.TPMHandle) error {
-	_, err := tpm2.FlushContext{FlushHandle: h}.Execute(&call{d: d, ctx: ctx, gen: gen})
-	return err
 }

@@ -106,6 +106,8 @@ func commandName(cmd []byte) string {
 		return "NV_Read"
 	case tpm2.TPMCCNVReadPublic:
 		return "NV_ReadPublic"
+	case tpm2.TPMCCPolicyOR:
+		return "PolicyOR"
 	case tpm2.TPMCCPolicySecret:
 		return "PolicySecret"
 	case tpm2.TPMCCQuote:

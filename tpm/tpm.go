@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"ferrule/internal/hint"
+
+	"github.com/google/go-tpm/tpm2"
 )
 
 const (
@@ -72,6 +74,7 @@ type Device struct {
 	answered bool          // since it was opened; guarded by busy
 	live     atomic.Uint64 // gen while the TPM is open, else 0
 	closed   bool          // guarded by busy
+	dirty    bool          // objects or sessions of ours may lie in a TPM without resource manager; guarded by busy
 	leftover []<-chan struct{}
 
 	counters counters
@@ -81,6 +84,11 @@ type Device struct {
 
 	keysMu sync.Mutex
 	keys   map[*Key]struct{}
+	uses   atomic.Uint64 // counts, so that keys know which of them was used last
+
+	eksMu sync.Mutex
+	eks   []endorsement     // of the last evidence
+	odd   []tpm2.TPMTPublic // templates that the TPM's makers left in it
 }
 
 // Open opens the TPM. It sends no command. The error is ErrNoDevice, ErrPermission,
@@ -178,6 +186,7 @@ func (d *Device) Close() error {
 		errs = append(errs, k.close(ctx))
 	}
 	d.busy <- struct{}{}
+	d.leaveClean(ctx)
 	d.drop()
 	d.closed = true
 	leftover := d.leftover

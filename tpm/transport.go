@@ -34,46 +34,62 @@ func (e *lostError) Unwrap() error { return e.err }
 // bound by the first command, and every later one must meet the same, so that no transient
 // handle is ever used on a descriptor that it does not belong to.
 type call struct {
-	d   *Device
-	ctx context.Context
-	gen uint64
+	d    *Device
+	ctx  context.Context
+	gen  uint64
+	at   *place        // that the command is about; stale once it was flushed to make room
+	wait time.Duration // for one answer, where that is longer than the command timeout
+
+	held    bool             // the TPM is ours until release; see hold
+	objects []tpm2.TPMHandle // loaded since, which a sweep leaves alone
+	broken  bool             // something may have been left in the TPM
 }
 
 func (d *Device) call(ctx context.Context) *call { return &call{d: d, ctx: ctx} }
 
 // Send implements go-tpm's transport.TPM.
 func (c *call) Send(cmd []byte) ([]byte, error) {
-	rsp, gen, err := c.d.send(c.ctx, c.gen, cmd)
-	if c.gen == 0 {
-		c.gen = gen
+	rsp, err := c.d.send(c, cmd)
+	if err != nil {
+		c.broken = true
 	}
 	return rsp, err
 }
 
 // send carries one command to the TPM, repeating it while the TPM asks for that and the
-// budget lasts. gen, unless 0, is the generation that the command's handles belong to.
-func (d *Device) send(ctx context.Context, gen uint64, cmd []byte) ([]byte, uint64, error) {
-	if err := d.acquire(ctx); err != nil {
-		return nil, gen, err
+// budget lasts. A lost TPM is reopened first, but not within a hold, whose objects would be
+// out of reach.
+func (d *Device) send(c *call, cmd []byte) ([]byte, error) {
+	if !c.held {
+		if err := d.acquire(c.ctx); err != nil {
+			return nil, err
+		}
+		defer func() { <-d.busy }()
+	} else if d.conn == nil {
+		return nil, errStale
 	}
-	defer func() { <-d.busy }()
 	start := time.Now()
-	if err := d.reopen(ctx); err != nil {
-		return nil, gen, err
+	if err := d.reopen(c.ctx); err != nil {
+		return nil, err
 	}
-	if gen != 0 && gen != d.gen {
-		return nil, d.gen, errStale
+	if c.gen == 0 {
+		c.gen = d.gen
+	}
+	if c.gen != d.gen || c.at != nil && c.at.gone {
+		return nil, errStale
 	}
 	first := !d.answered
-	rsp, err := d.repeat(ctx, cmd)
+	rsp, err := d.repeat(c, cmd)
 	if first && hungUp(err) {
-		// A simulator that is being killed still takes connections for a moment.
-		if err = d.reopen(ctx); err == nil {
-			rsp, err = d.repeat(ctx, cmd)
+		// A simulator that is being killed still takes connections for a moment. Nothing
+		// was loaded on this one yet.
+		if err = d.reopen(c.ctx); err == nil {
+			c.gen = d.gen
+			rsp, err = d.repeat(c, cmd)
 		}
 	}
 	d.counters.add(cmd, rsp, time.Since(start))
-	return rsp, d.gen, err
+	return rsp, err
 }
 
 // hungUp reports whether the other side ended the connection.
@@ -94,10 +110,11 @@ func (d *Device) acquire(ctx context.Context) error {
 }
 
 // repeat sends cmd until the TPM takes it.
-func (d *Device) repeat(ctx context.Context, cmd []byte) ([]byte, error) {
+func (d *Device) repeat(c *call, cmd []byte) ([]byte, error) {
+	ctx, wait := c.ctx, max(d.commandTimeout, c.wait)
 	end := time.Now().Add(d.retryBudget)
 	for delay := firstDelay; ; delay = min(2*delay, maxDelay) {
-		rsp, err := d.conn.exchange(ctx, cmd, time.Now().Add(d.commandTimeout))
+		rsp, err := d.conn.exchange(ctx, cmd, time.Now().Add(wait))
 		if err != nil {
 			d.drop()
 			return nil, lost(commandName(cmd), err)

@@ -312,9 +312,9 @@ func (r *ref) createAtHandle(ctx context.Context, s KeySpec) (DeviceKey, error) 
 	}
 	err = k.selfTest(ctx)
 	if err == nil {
-		at := k.at.Load()
-		err = ownerError("making the key persistent",
-			persist(&call{d: d, ctx: ctx, gen: at.gen}, at.handle, tpm2.TPM2BName{Buffer: k.name}, r.handle))
+		err = ownerError("making the key persistent", k.with(ctx, nil, func(c *call, h tpm2.TPMHandle) error {
+			return persist(c, h, tpm2.TPM2BName{Buffer: k.name}, r.handle)
+		}))
 	}
 	if errors.Is(err, tpm2.TPMRCNVDefined) {
 		err = exists
