@@ -15,6 +15,7 @@ import (
 	"ferrule/internal/atomicfile"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
+	"ferrule/tpm/signer"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -38,8 +39,8 @@ type KeyOptions struct {
 	Log    *slog.Logger
 }
 
-// OpenKey opens the key that exists at uri: tpm2:file=F, tpm2:handle=0x81010001 or
-// file:F.pem. It never chooses a software key by itself. ErrNoKey where there is none.
+// OpenKey opens the key that exists at uri: tpm2:file=F, tpm2:handle=0x81010001,
+// signer:unix=SOCKET[?key=NAME] or file:F.pem. It never chooses a software key by itself. ErrNoKey where there is none.
 func OpenKey(ctx context.Context, uri string, o KeyOptions) (DeviceKey, error) {
 	r, err := parseRef(uri, o)
 	if err != nil {
@@ -72,6 +73,7 @@ type ref struct {
 	kind   refKind
 	path   string // of a key file
 	handle uint32
+	helper signer.Options
 	o      KeyOptions
 }
 
@@ -81,6 +83,7 @@ const (
 	refTPMFile refKind = iota + 1
 	refHandle
 	refSoftware
+	refHelper
 )
 
 func parseRef(uri string, o KeyOptions) (*ref, error) {
@@ -108,9 +111,10 @@ func parseRef(uri string, o KeyOptions) (*ref, error) {
 			err = hint.With(ErrSoftwareKey, hintSoftwareKey)
 		}
 	case scheme == "signer":
-		err = unsupported("signer helpers")
+		r.kind = refHelper
+		r.helper, err = o.parseHelper(rest)
 	default:
-		err = unsupported("none of tpm2:file=F, tpm2:handle=0x81010001, file:F.pem")
+		err = unsupported("none of tpm2:file=F, tpm2:handle=0x81010001, signer:unix=S, file:F.pem")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("key %q: %w", uri, err)
@@ -158,6 +162,8 @@ func (r *ref) open(ctx context.Context) (DeviceKey, error) {
 	switch r.kind {
 	case refSoftware:
 		return r.openSoftware(ctx)
+	case refHelper:
+		return r.openHelper(ctx)
 	case refHandle:
 		d, err := r.device(ctx)
 		if err != nil {
@@ -215,8 +221,11 @@ func (r *ref) read() ([]byte, error) {
 }
 
 func (r *ref) create(ctx context.Context, s KeySpec) (DeviceKey, error) {
-	if r.kind == refHandle {
+	switch r.kind {
+	case refHandle:
 		return r.createAtHandle(ctx, s)
+	case refHelper:
+		return r.createHelper(ctx, s)
 	}
 	if err := r.refuseExisting(); err != nil {
 		return nil, err

@@ -167,7 +167,14 @@ func TestSoftwareKeyFilesOfOtherKinds(t *testing.T) {
 
 func TestKeyURIsThatAreRefused(t *testing.T) {
 	for uri, want := range map[string]error{
-		"signer:unix=/run/x.sock":  tpm.ErrUnsupported,
+		"signer:":                  tpm.ErrUnsupported,
+		"signer:unix=":             tpm.ErrUnsupported,
+		"signer:tcp=127.0.0.1:1":   tpm.ErrUnsupported,
+		"signer:unix=../x.sock":    tpm.ErrUnsupported,
+		"signer:unix=/x?key=":      tpm.ErrUnsupported,
+		"signer:unix=/x?token=a":   tpm.ErrUnsupported,
+		"signer:unix=/x?key=%0a":   tpm.ErrUnsupported,
+		"signer:unix=/x?key=%zz":   tpm.ErrUnsupported,
 		"pkcs11:token=x":           tpm.ErrUnsupported,
 		"":                         tpm.ErrUnsupported,
 		"tpm2:file=":               tpm.ErrUnsupported,

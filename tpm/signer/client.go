@@ -149,7 +149,7 @@ func (c *Client) explain(ctx context.Context) error {
 	now, err := c.describe(ctx, request{verb: verbDescribe})
 	switch {
 	case err != nil:
-		return errors.Join(ErrBadSignature, err)
+		return fmt.Errorf("%w: %w", ErrBadSignature, err)
 	case !now.Public.Equal(c.key.Public):
 		return hint.With(ErrKeyChanged, hintChanged)
 	}
@@ -250,11 +250,14 @@ func (c *Client) once(ctx context.Context, q request) (_ answer, again bool, _ e
 		if errors.Is(err, errMalformed) {
 			return answer{}, false, err
 		}
-		retry := q.verb != verbCreate
-		if !retry {
-			err = fmt.Errorf("%w: whether the key was made is not known: %w", ErrUnreachable, err)
+		err = fmt.Errorf("reading the answer: %w", err)
+		if sent != nil {
+			err = fmt.Errorf("sending the request: %w", sent)
 		}
-		return answer{}, retry, errors.Join(sent, fmt.Errorf("reading the answer: %w", err))
+		if q.verb == verbCreate {
+			return answer{}, false, fmt.Errorf("%w: whether the key was made is not known: %w", ErrUnreachable, err)
+		}
+		return answer{}, true, err
 	}
 	a, err := parseAnswer(frame, q)
 	if err == nil && a.status != 0 {
