@@ -154,7 +154,7 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 }
 
 func (a *agent) identityOptions(fsys disk.FS) identity.Options {
-	return identity.Options{StateDir: a.config.StateDir, FS: fsys, Now: a.clock.Now, Log: a.log}
+	return identity.Options{StateDir: a.config.StateDir, FS: fsys, Clock: a.clock, Log: a.log}
 }
 
 func (a *agent) openSession() (err error) {

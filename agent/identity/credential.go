@@ -14,12 +14,17 @@ import (
 	"time"
 
 	"ferrule/internal/hint"
+	"ferrule/tpm"
 )
 
 // Credential is one certificate with its key: immutable, with a session cache of its own
 // that dies with it.
 type Credential struct {
 	leaf        *x509.Certificate
+	key         tpm.DeviceKey
+	text        []byte // the chain, PEM, as it came
+	successor   bool   // its key lies at tpm.NextURI, or did before it took over
+	inPlace     bool   // it was found in the place of the current one, put there by others
 	certificate tls.Certificate
 	fingerprint string
 	sessions    *patientSessions
@@ -34,8 +39,7 @@ type handshakes struct {
 
 func newCredential(key crypto.Signer, chain []*x509.Certificate, now func() time.Time, counters *handshakes) (*Credential, error) {
 	leaf := chain[0]
-	public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
-	if !ok || !public.Equal(key.Public()) {
+	if !equalKeys(leaf.PublicKey, key.Public()) {
 		return nil, hint.With(fmt.Errorf("%w: %s (serial %x)", ErrMismatch, leaf.Subject, leaf.SerialNumber),
 			"put back the certificate that belongs to the key, or enroll again: ferrule enroll --force --token T")
 	}

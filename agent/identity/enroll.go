@@ -2,20 +2,33 @@ package identity
 
 import (
 	"context"
-	"crypto"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"time"
 
 	"ferrule/agent/enroll"
 	"ferrule/internal/atomicfile"
+	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 	"ferrule/tpm"
 )
+
+// EnrollRequest says what ferrule enroll is to do.
+type EnrollRequest struct {
+	// Token entitles to the first certificate; without one the factory certificate does, and
+	// where the device was enrolled before, the endorsement key.
+	Token string
+	// Force replaces a valid certificate, and gives up a key that its TPM no longer knows.
+	Force bool
+	// Rekey makes a new key and obtains a certificate for it by the present one. Both wait beside
+	// the present ones until a broker took them.
+	Rekey bool
+	// Factory obtains the factory certificate instead, for the key of the factory identity.
+	Factory bool
+}
 
 // Result is what an enrollment left on the disk.
 type Result struct {
@@ -26,33 +39,72 @@ type Result struct {
 	Issuer   string
 	// Already says that the device had a good certificate and nothing was done.
 	Already bool
+	// Staged says that the certificate waits for a broker to take it: the agent proves it.
+	Staged bool
 }
 
-// Enroll gets the first certificate. Its writes are ordered so that a power cut after any of
-// them, and a second Enroll with the same token, end with one key and one certificate: the
-// key is durable before any request signed by it leaves, the record before the certificate,
-// whose presence alone means enrolled. With force a valid certificate is replaced, under
-// the same key where that still works.
-func Enroll(ctx context.Context, c Config, o Options, e enroll.Config, token string, force bool) (Result, error) {
-	if !force {
+// Enroll obtains a certificate. Its writes are ordered so that a power cut after any of them,
+// and a second Enroll with the same token, end with one key and one certificate: the key is
+// durable before any request signed by it leaves, the record before the certificate, whose
+// presence alone means enrolled.
+func Enroll(ctx context.Context, c Config, o Options, e enroll.Config, r EnrollRequest) (Result, error) {
+	if err := finishReset(ctx, c, o); err != nil {
+		return Result{}, err
+	}
+	switch {
+	case r.Factory:
+		return enrollFirst(ctx, c.ForFactory(), o, e.ForFactory(), r)
+	case r.Rekey:
+		return rekey(ctx, c, o, e)
+	}
+	return enrollFirst(ctx, c, o, e, r)
+}
+
+func enrollFirst(ctx context.Context, c Config, o Options, e enroll.Config, r EnrollRequest) (Result, error) {
+	if !r.Force {
 		if result, done, err := alreadyEnrolled(ctx, c, o); done || err != nil {
 			return result, err
 		}
 	}
-	i := &Identity{config: c, o: o}
+	i := newIdentity(c, o)
 	defer func() { _ = i.Close() }()
-	if err := i.openOrCreateKey(ctx, force); err != nil {
-		return Result{}, err
-	}
-	enrolled, err := enroll.Enroll(ctx, e, enroll.Request{
-		Token: token,
-		Now:   o.Now,
-		CSR:   func(device string) ([]byte, error) { return request(i.key, device) },
-	})
+	past, err := readRecord(o)
 	if err != nil {
 		return Result{}, err
 	}
-	return i.store(ctx, e, enrolled)
+	key, err := i.openOrCreateKey(ctx, past, r.Force)
+	if err != nil {
+		return Result{}, err
+	}
+	defer key.Close()
+	i.readFactory(ctx)
+	fresh, err := i.first(ctx, e, r.Token, past, key)
+	if err != nil {
+		return Result{}, err
+	}
+	return i.store(ctx, fresh, EventEnrolled)
+}
+
+// first obtains the first certificate: by token, by the factory certificate, or, where the
+// device had one before, as it comes back.
+func (i *Identity) first(ctx context.Context, e enroll.Config, token string, past record, key tpm.DeviceKey) (*Credential, error) {
+	known := past.Device != "" && !past.Enrolled.IsZero() && !i.config.isFactory
+	switch {
+	case token != "":
+		return i.obtain(ctx, e, order{purpose: enroll.First, token: token, key: key})
+	case known && (i.factory != nil || attesterOf(key) != nil && e.Method == enroll.MethodRegistrar):
+		return i.wayBack(ctx, e, past.Device, key)
+	}
+	r := order{purpose: enroll.First, key: key}
+	factory, err := i.openFactory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if factory != nil {
+		defer factory.key.Close()
+		r.present, r.device = factory, factory.leaf.Subject.CommonName
+	}
+	return i.obtain(ctx, e, r)
 }
 
 // alreadyEnrolled opens what is there. A device without a certificate, or with an expired
@@ -66,95 +118,127 @@ func alreadyEnrolled(ctx context.Context, c Config, o Options) (Result, bool, er
 		return Result{}, false, err
 	}
 	defer i.Close()
-	if o.Now().After(i.Current().leaf.NotAfter) {
+	if now, _ := i.judge.now(nil); now.After(i.Current().leaf.NotAfter) {
 		return Result{}, false, nil
 	}
-	result := i.result()
+	result := i.result(i.Current())
 	result.Already = true
 	return result, true, nil
 }
 
 // openOrCreateKey opens the key that an earlier attempt left, or makes it. force gives up a
 // key that its TPM no longer knows; the file is kept beside the new one.
-func (i *Identity) openOrCreateKey(ctx context.Context, force bool) (err error) {
+func (i *Identity) openOrCreateKey(ctx context.Context, r record, force bool) (tpm.DeviceKey, error) {
+	key, err := tpm.OpenKey(ctx, i.config.Key, i.keyOptions(r))
+	if err == nil {
+		if err := tpm.SettleKey(i.config.Key, i.keyOptions(r)); err != nil {
+			return nil, errors.Join(err, key.Close())
+		}
+		return key, nil
+	}
+	lost := errors.Is(err, tpm.ErrOwnerChanged) || errors.Is(err, tpm.ErrKeyCorrupt)
+	if !errors.Is(err, tpm.ErrNoKey) && !(lost && force) {
+		return nil, i.explain(ctx, r, err)
+	}
+	if r.EKName != nil {
+		// Before anything changes: the disk may have come into another gateway.
+		if err := i.sameTPM(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	if _, _, there := readChain(i.o, i.config.Certificate); lost || there == nil {
+		if r, err = i.giveUpKey(r); err != nil {
+			return nil, err
+		}
+	}
+	key, err = tpm.CreateKeyAt(ctx, i.config.Key, tpm.KeySpec{}, i.keyOptions(r))
+	if err != nil {
+		return nil, i.explain(ctx, r, err)
+	}
+	return key, nil
+}
+
+// giveUpKey sets the lost key aside. What is remembered of the TPM is forgotten first: a power cut
+// in between would else leave the old owner's name, by which the next attempt took the new key
+// for a lost one. That a return is under way is remembered, since key and certificate do not
+// belong together until it is done.
+func (i *Identity) giveUpKey(r record) (record, error) {
+	r.SRKName, r.Returning = nil, true
+	if err := writeRecord(i.o, r); err != nil {
+		return r, err
+	}
+	err := tpm.SetAside(i.config.Key, i.keyOptions(r))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errors.ErrUnsupported) {
+		err = nil // a key at a handle is gone with its owner
+	}
+	return r, err
+}
+
+// store writes record and certificate, in that order, in the place of whatever was there, and
+// clears away what a rotation had left.
+func (i *Identity) store(ctx context.Context, c *Credential, event string) (Result, error) {
 	r, err := readRecord(i.o)
 	if err != nil {
-		return err
-	}
-	i.key, err = tpm.OpenKey(ctx, i.config.Key, i.keyOptions(r))
-	if err == nil {
-		return tpm.SettleKey(i.config.Key, i.keyOptions(r))
-	}
-	if lost := errors.Is(err, tpm.ErrOwnerChanged) || errors.Is(err, tpm.ErrKeyCorrupt); lost && force {
-		if err = i.explain(ctx, r, err); errors.Is(err, ErrWrongTPM) {
-			return err
-		}
-		// Forgotten first: a power cut before the new record would else leave the old owner's
-		// name, by which the next attempt took the new key for a lost one.
-		r.SRKName = nil
-		if err = writeRecord(i.o, r); err != nil {
-			return err
-		}
-		if err = tpm.SetAside(i.config.Key, i.keyOptions(r)); err != nil {
-			return err
-		}
-		err = tpm.ErrNoKey
-	}
-	if errors.Is(err, tpm.ErrNoKey) {
-		i.key, err = tpm.CreateKeyAt(ctx, i.config.Key, tpm.KeySpec{}, i.keyOptions(r))
-	}
-	if err != nil {
-		return i.explain(ctx, r, err)
-	}
-	return nil
-}
-
-// request makes a PKCS #10 request for device; it costs one signature.
-func request(key crypto.Signer, device string) ([]byte, error) {
-	return x509.CreateCertificateRequest(rand.Reader,
-		&x509.CertificateRequest{Subject: pkix.Name{CommonName: device}}, key)
-}
-
-// store checks the chain against key, device and roots, and writes record and certificate, in
-// that order.
-func (i *Identity) store(ctx context.Context, e enroll.Config, enrolled enroll.Result) (Result, error) {
-	chain, err := parseChain(enrolled.Chain)
-	if err != nil {
-		return Result{}, fmt.Errorf("reading the registrar's certificate: %w", err)
-	}
-	if i.current, err = newCredential(i.key, chain, i.o.Now, &i.counters); err != nil {
 		return Result{}, err
 	}
-	if i.Device() != enrolled.Device {
-		return Result{}, fmt.Errorf("the registrar promised a certificate for %q and gave one for %q", enrolled.Device, i.Device())
+	if !i.config.isFactory {
+		r.Device, r.Enrolled = c.leaf.Subject.CommonName, i.o.Clock.Now().UTC()
+	} else if r.Device == "" {
+		r.Device = c.leaf.Subject.CommonName
 	}
-	if err := e.Verify(chain, i.o.Now()); err != nil {
+	if err := i.describeTPM(ctx, &r); err != nil {
 		return Result{}, err
-	}
-	r := record{Device: i.Device(), Enrolled: i.o.Now().UTC()}
-	if i.device != nil {
-		if r.SRKName, err = i.device.EnsureSRK(ctx, nil); err != nil {
-			return Result{}, err
-		}
-		if r.EKName, err = i.device.EndorsementName(ctx); err != nil {
-			return Result{}, err
-		}
 	}
 	if err := writeRecord(i.o, r); err != nil {
 		return Result{}, err
 	}
-	path := below(i.o, i.config.Certificate)
-	err = i.o.FS.MkdirAll(filepath.Dir(path), 0o700)
-	if err == nil {
-		err = atomicfile.Write(i.o.FS, path, enrolled.Chain, 0o644)
-	}
-	if err != nil {
+	if err := i.place(ctx, c); err != nil {
 		return Result{}, hint.With(fmt.Errorf("writing the certificate: %w", err), "run it again with the same token: nothing is lost")
 	}
-	return i.result(), nil
+	i.settleReturn(ctx, r)
+	i.o.event(ctx, event, c.attrs()...)
+	return i.result(c), nil
 }
 
-func (i *Identity) result() Result {
-	s := i.Status()
-	return Result{Device: s.Device, Key: s.Key, Weak: s.Weak, NotAfter: s.NotAfter, Issuer: s.Issuer}
+// describeTPM puts the names by which the TPM is known again into r.
+func (i *Identity) describeTPM(ctx context.Context, r *record) (err error) {
+	if i.device == nil {
+		return nil
+	}
+	if r.SRKName, err = i.device.EnsureSRK(ctx, nil); err != nil {
+		return err
+	}
+	r.EKName, err = i.device.EndorsementName(ctx)
+	return err
+}
+
+// place makes c the certificate on the disk. A staged one goes first: it is of the past, and
+// must not be found beside a later one.
+func (i *Identity) place(ctx context.Context, c *Credential) error {
+	path := i.o.below(i.config.Certificate)
+	if err := disk.MakeFolder(i.o.FS, filepath.Dir(path)); err != nil {
+		return err
+	}
+	if err := i.dropNext(ctx); err != nil {
+		return err
+	}
+	return atomicfile.Write(i.o.FS, path, c.text, 0o644)
+}
+
+// settleReturn forgets that a return was under way: key and certificate belong together.
+func (i *Identity) settleReturn(ctx context.Context, r record) {
+	if !r.Returning || i.config.isFactory {
+		return
+	}
+	r.Returning = false
+	if err := writeRecord(i.o, r); err != nil {
+		i.o.Log.LogAttrs(ctx, slog.LevelWarn, "end of a return not noted", slog.Any("err", err))
+	}
+}
+
+func (i *Identity) result(c *Credential) Result {
+	return Result{
+		Device: c.leaf.Subject.CommonName, Key: i.config.Key, Weak: c.key.Weak(),
+		NotAfter: c.leaf.NotAfter, Issuer: c.leaf.Issuer.CommonName,
+	}
 }

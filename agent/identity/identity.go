@@ -1,22 +1,28 @@
-// Package identity binds the TPM key to its certificate chain and gives the tls.Config. A
-// tls.Config belongs to one certificate: Go keys its session cache by server name alone, so
-// a cache that outlived a rotation would present the old certificate.
+// Package identity binds the TPM key to its certificate chain, renews it, and gives the
+// tls.Config. A tls.Config belongs to one certificate: Go keys its session cache by server name
+// alone, so a cache that outlived a rotation would present the old certificate. The trap is the
+// device that nobody can reach any more: until a broker has taken the new certificate the old one
+// stays, with its key, and what a power cut leaves in between always opens as one of the two.
+//
+//	not enrolled ──Enroll──► enrolled ──due──► staged ──Promote──► enrolled
+//	                          │    ▲             │ refused: the old one stays
+//	        expired, refused  ▼    └─────────────┴──┐
+//	                        on the way back ──► staged   (factory certificate, or EK)
 package identity
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"ferrule/agent/enroll"
 	"ferrule/internal/disk"
-	"ferrule/internal/hint"
 	"ferrule/tpm"
 )
 
@@ -26,8 +32,13 @@ var (
 	// ErrWrongTPM says that this is not the TPM the device was enrolled with: the disk is a
 	// copy, or the board was changed. Trying again cannot help.
 	ErrWrongTPM = errors.New("this is not the TPM of this device")
+	// ErrCleared says that the key is lost in a TPM that is the device's own: it was cleared, or the
+	// key's file is gone or damaged. Return obtains a certificate for a new key, and the same device.
+	ErrCleared = errors.New("the key of this device is lost")
 	// ErrMismatch says that the certificate is not for the key.
 	ErrMismatch = errors.New("the certificate is not for this key")
+	// ErrNoWayBack says that nothing is left that would entitle to a new certificate.
+	ErrNoWayBack = errors.New("there is no way back to a certificate")
 )
 
 // Options is what an identity needs of its surroundings.
@@ -35,107 +46,110 @@ type Options struct {
 	// StateDir is where relative paths of Config start.
 	StateDir string
 	FS       disk.FS
-	// Now is the time certificates are judged by: never before the clock's floor.
-	Now func() time.Time
-	Log *slog.Logger
+	// Clock is what certificates are judged by.
+	Clock Clock
+	// Roots are the authorities of the registrar; nil: those of enroll.roots.
+	Roots func() (*x509.CertPool, error)
+	// Changed is told that a certificate is staged, or is to be proved once more: the session
+	// rotates. nil: nobody is.
+	Changed func()
+	// Event is told what happened to the identity, for the audit log; nil: nobody is. The names
+	// are the Event constants.
+	Event func(ctx context.Context, name string, attrs ...slog.Attr)
+	// State names what other parts keep below StateDir, files and folders, for Reset; nil: DefaultState.
+	State []string
+	Log   *slog.Logger
+
+	// enroll stands in for enroll.Enroll in tests.
+	enroll func(context.Context, enroll.Config, enroll.Request) (enroll.Result, error)
+	random func() float64
 }
 
-// Identity is the device's key with its current certificate. Its methods may be called from
-// any goroutine.
-type Identity struct {
-	config Config
-	o      Options
-	device *tpm.Device // nil for a software key
-	key    tpm.DeviceKey
-	health tpm.Health
-
-	mu       sync.Mutex
-	current  *Credential
-	staged   *Credential
-	counters handshakes
-}
-
-// Open opens the key and reads its certificate. ErrNotEnrolled where there is none yet,
-// ErrWrongTPM on another device's disk, ErrMismatch where the files do not belong together,
-// and the errors of package tpm.
-func Open(ctx context.Context, c Config, o Options) (*Identity, error) {
-	record, err := readRecord(o)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := readChain(c, o); errors.Is(err, fs.ErrNotExist) {
-		// Said before the TPM is asked, since it is what the user can mend.
-		return nil, notEnrolled(c, o)
-	}
-	i := &Identity{config: c, o: o}
-	if err := i.open(ctx, record); err != nil {
-		_ = i.Close()
-		return nil, err
-	}
-	return i, nil
-}
-
-// open opens the key and binds the certificate to it.
-func (i *Identity) open(ctx context.Context, r record) (err error) {
-	if i.key, err = tpm.OpenKey(ctx, i.config.Key, i.keyOptions(r)); err != nil {
-		return i.explain(ctx, r, err)
-	}
-	if i.current, err = i.load(); err != nil || i.device == nil {
-		return err
-	}
-	if i.health, err = i.device.Health(ctx); err != nil {
-		// What the chip is interests the operator; that it would not say keeps nobody out.
-		i.o.Log.LogAttrs(ctx, slog.LevelWarn, "tpm health not known", slog.Any("err", err))
-	}
-	return nil
-}
-
-func notEnrolled(c Config, o Options) error {
-	return hint.With(fmt.Errorf("%w: there is no certificate %s", ErrNotEnrolled, below(o, c.Certificate)), "run: ferrule enroll")
-}
-
-func (i *Identity) keyOptions(r record) tpm.KeyOptions {
-	return tpm.KeyOptions{
-		FS: i.o.FS, StateDir: i.o.StateDir, AllowSoftware: i.config.AllowSoftwareKey,
-		Device: i.openTPM, PinSRK: r.SRKName, Log: i.o.Log,
-	}
-}
-
-func (i *Identity) openTPM(ctx context.Context) (*tpm.Device, error) {
-	if i.device != nil {
-		return i.device, nil
-	}
-	device, err := tpm.Open(ctx, tpm.Options{Path: i.config.TPM, Log: i.o.Log})
-	if err != nil {
-		return nil, err
-	}
-	i.device = device
-	return device, nil
-}
-
-// explain tells a TPM that was cleared from one that is another chip: both have an SRK of
-// another Name, but clearing leaves the endorsement key as it was.
-func (i *Identity) explain(ctx context.Context, r record, err error) error {
-	if !errors.Is(err, tpm.ErrOwnerChanged) || i.device == nil || r.EKName == nil {
-		return err
-	}
-	name, ekErr := i.device.EndorsementName(ctx)
-	if ekErr != nil {
-		return errors.Join(err, ekErr)
-	}
-	if hex.EncodeToString(name) == hex.EncodeToString(r.EKName) {
-		return hint.With(fmt.Errorf("the TPM was cleared, and the key is lost with it: %w", err),
-			"enroll this device again: ferrule enroll --force --token T")
-	}
-	return hint.With(fmt.Errorf("%w: its endorsement key is named %x; %s was enrolled with %x", ErrWrongTPM, name, r.Device, r.EKName),
-		"put the disk back into its own gateway, or erase it and enroll this one as a new device")
-}
-
-func below(o Options, path string) string {
+func (o Options) below(path string) string {
 	if filepath.IsAbs(path) {
 		return path
 	}
 	return filepath.Join(o.StateDir, path)
+}
+
+func (o Options) event(ctx context.Context, name string, attrs ...slog.Attr) {
+	if o.Event != nil {
+		o.Event(ctx, name, attrs...)
+	}
+}
+
+func (o Options) changed() {
+	if o.Changed != nil {
+		o.Changed()
+	}
+}
+
+// The names of events.
+const (
+	EventEnrolled = "identity-enrolled"
+	EventReturned = "identity-returned" // after the TPM was cleared
+	EventStaged   = "certificate-staged"
+	EventPromoted = "certificate-promoted"
+	EventRefused  = "certificate-refused" // by a broker
+	EventFailed   = "renewal-failed"
+	EventAlarm    = "certificate-alarm" // little of its life is left
+	EventReset    = "identity-reset"
+)
+
+// Identity is the device's key with its current certificate. Its methods may be called from
+// any goroutine.
+type Identity struct {
+	config  Config
+	o       Options
+	judge   *judge
+	health  tpm.Health
+	factory *x509.Certificate // nil: there is none
+
+	opening  sync.Mutex
+	device   *tpm.Device // nil for a software key
+	counters handshakes
+
+	// work is held by whoever changes files; never while the network is waited for.
+	work sync.Mutex
+	wake chan struct{}   // Run looks again at once
+	asks chan renewalAsk // of Renew
+
+	mu        sync.Mutex
+	current   *Credential
+	staged    *Credential
+	nextKey   tpm.DeviceKey // at tpm.NextURI, opened or made for a rotation of the key
+	retired   []retiree     // keys that no new connection uses
+	unwritten *Credential   // promoted, and not on the disk yet
+	state     lifecycle
+}
+
+type retiree struct {
+	key   tpm.DeviceKey
+	since time.Time
+}
+
+// lifecycle is what Status shows of the renewal.
+type lifecycle struct {
+	schedule
+	terms   func(*x509.Certificate) time.Time // when a renewal is due; nil until Run
+	last    *Attempt
+	rekey   bool // a new key was begun, and its certificate is missing
+	strikes int  // refusals of the staged certificate
+	reprove time.Time
+	problem string // what could not be written
+	alarmed string // fingerprint for which the alarm was raised
+}
+
+func newIdentity(c Config, o Options) *Identity {
+	if o.enroll == nil {
+		o.enroll = enroll.Enroll
+	}
+	if o.random == nil {
+		o.random = rand.Float64
+	}
+	i := &Identity{config: c, o: o, judge: newJudge(o.Clock), wake: make(chan struct{}, 1), asks: make(chan renewalAsk)}
+	i.state.random = o.random
+	return i
 }
 
 // Device returns the device's id, the common name of its certificate.
@@ -155,74 +169,41 @@ func (i *Identity) Staged() *Credential {
 	return i.staged
 }
 
-// Promote makes c, which the broker has accepted, the current credential.
-func (i *Identity) Promote(c *Credential) {
+// newest is the certificate that a renewal starts from.
+func (i *Identity) newest() *Credential {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.current = c
-	if i.staged == c {
-		i.staged = nil
+	if i.staged != nil {
+		return i.staged
 	}
+	return i.current
 }
 
-// Reload reads the certificate again. A new one for the same key and device is staged, for
-// the session to prove; anything else is an error and changes nothing.
-func (i *Identity) Reload(context.Context) (changed bool, err error) {
-	fresh, err := i.load()
-	if err != nil {
-		return false, err
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if fresh.fingerprint == i.current.fingerprint {
-		i.staged = nil
-		return false, nil
-	}
-	if have, want := fresh.leaf.Subject.CommonName, i.current.leaf.Subject.CommonName; have != want {
-		return false, fmt.Errorf("the new certificate is for device %q, and this one is %q", have, want)
-	}
-	if now := i.o.Now(); now.After(fresh.leaf.NotAfter) {
-		return false, fmt.Errorf("the new certificate expired on %s", fresh.leaf.NotAfter.Format(time.DateOnly))
-	}
-	i.staged = fresh
-	return true, nil
-}
+// Key returns the key that the current certificate is for: what receipts and logs are signed by.
+// It is another one after a rotation of the key.
+func (i *Identity) Key() crypto.Signer { return i.Current().key }
 
-// load reads the certificate file and binds it to the key.
-func (i *Identity) load() (*Credential, error) {
-	chain, err := readChain(i.config, i.o)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, notEnrolled(i.config, i.o)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return newCredential(i.key, chain, i.o.Now, &i.counters)
-}
-
-// Close frees the key and the TPM.
+// Close frees the keys and the TPM.
 func (i *Identity) Close() error {
 	var errs []error
-	if i.key != nil {
-		errs = append(errs, i.key.Close())
+	i.mu.Lock()
+	keys := []tpm.DeviceKey{i.nextKey}
+	for _, r := range i.retired {
+		keys = append(keys, r.key)
+	}
+	for _, c := range []*Credential{i.current, i.staged} {
+		if c != nil {
+			keys = append(keys, c.key)
+		}
+	}
+	i.mu.Unlock()
+	for _, key := range keys {
+		if key != nil {
+			errs = append(errs, key.Close())
+		}
 	}
 	if i.device != nil {
 		errs = append(errs, i.device.Close())
 	}
 	return errors.Join(errs...)
-}
-
-const maxChain = 256 << 10
-
-func readChain(c Config, o Options) ([]*x509.Certificate, error) {
-	path := below(o, c.Certificate)
-	text, err := disk.ReadFile(o.FS, path, maxChain)
-	if err != nil {
-		return nil, fmt.Errorf("reading the certificate: %w", err)
-	}
-	chain, err := parseChain(text)
-	if err != nil {
-		return nil, fmt.Errorf("reading the certificate %s: %w", path, err)
-	}
-	return chain, nil
 }

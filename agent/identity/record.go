@@ -20,6 +20,9 @@ type record struct {
 	// SRKName and EKName are TPM Names (Part 1, 16); absent for software keys.
 	SRKName []byte `json:"srk_name,omitempty"`
 	EKName  []byte `json:"ek_name,omitempty"`
+	// Returning says that the key is being replaced because it was lost: until the certificate
+	// of the new one is there, key and certificate do not belong together.
+	Returning bool `json:"returning,omitempty"`
 }
 
 const (

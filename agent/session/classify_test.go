@@ -208,7 +208,7 @@ func TestCauseClock(t *testing.T) {
 	w := newWorld(t)
 	id, err := identity.Open(context.Background(),
 		identity.Config{TPM: "none", Key: "file:device.pem", Certificate: "device.crt", AllowSoftwareKey: true},
-		identity.Options{StateDir: w.dir, FS: disk.OS(), Log: w.log.logger(), Now: func() time.Time { return time.Unix(60, 0) }})
+		identity.Options{StateDir: w.dir, FS: disk.OS(), Log: w.log.logger(), Clock: identity.TrustedClock(func() time.Time { return time.Unix(60, 0) })})
 	if err != nil {
 		t.Fatal(err)
 	}

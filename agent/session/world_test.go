@@ -88,7 +88,7 @@ func newWorldOf(t testing.TB, ca *agenttest.CA, device *agenttest.Issued) *world
 func (w *world) open(c identity.Config) *identity.Identity {
 	w.t.Helper()
 	id := must[*identity.Identity](w.t)(identity.Open(context.Background(), c,
-		identity.Options{StateDir: w.dir, FS: disk.OS(), Now: time.Now, Log: w.log.logger()}))
+		identity.Options{StateDir: w.dir, FS: disk.OS(), Clock: identity.TrustedClock(time.Now), Log: w.log.logger()}))
 	w.t.Cleanup(func() { _ = id.Close() })
 	return id
 }

@@ -64,7 +64,7 @@ func (c *carrier) run(ctx context.Context) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	fsys := disk.OS()
 	id, err := identity.Open(ctx, identity.Config{TPM: "none", Key: "file:" + c.key, Certificate: c.cert, AllowSoftwareKey: true},
-		identity.Options{StateDir: c.state, FS: fsys, Now: time.Now, Log: log})
+		identity.Options{StateDir: c.state, FS: fsys, Clock: identity.TrustedClock(time.Now), Log: log})
 	if err != nil {
 		return err
 	}

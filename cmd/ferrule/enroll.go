@@ -49,7 +49,8 @@ func runEnroll(ctx context.Context, e *env) error {
 	fsys := disk.OS()
 	now := clock.Open(fsys, clockPath(c), buildTime(), log)
 	result, err := identity.Enroll(ctx, c.Identity,
-		identity.Options{StateDir: c.StateDir, FS: fsys, Now: now.Now, Log: log}, c.Enroll, token, e.enroll.force)
+		identity.Options{StateDir: c.StateDir, FS: fsys, Clock: now, Log: log}, c.Enroll,
+		identity.EnrollRequest{Token: token, Force: e.enroll.force})
 	if err != nil {
 		return enrollError(err)
 	}
