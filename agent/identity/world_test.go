@@ -17,8 +17,11 @@ import (
 
 	"ferrule/agent/enroll"
 	"ferrule/agent/enroll/registrar"
+	"ferrule/agent/enroll/registrar/ca"
+	"ferrule/agent/enroll/registrar/records"
 	"ferrule/agent/identity"
 	"ferrule/internal/disk"
+	"ferrule/tpm/attest"
 
 	"go.uber.org/goleak"
 )
@@ -30,7 +33,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // factory is a CA with its registrar, which listens on loopback.
 type factory struct {
 	dir    string
-	ca     *registrar.CA
+	ca     *ca.CA
+	book   *records.Book
 	enroll enroll.Config
 	fs     *hookedFS
 }
@@ -53,7 +57,10 @@ func newFactory(t *testing.T, life time.Duration) *factory {
 	t.Helper()
 	f := &factory{dir: t.TempDir(), fs: &hookedFS{FS: disk.OS()}}
 	var err error
-	if f.ca, err = registrar.InitCA(f.fs, f.dir, "test"); err != nil {
+	if f.ca, err = ca.Init(f.fs, f.dir, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if f.book, err = records.Open(f.fs, f.dir); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"registrar", "broker"} {
@@ -62,7 +69,9 @@ func newFactory(t *testing.T, life time.Duration) *factory {
 		}
 	}
 	ctx, cancel := context.WithCancel(background)
-	r := registrar.New(f.ca, life, slog.New(slog.DiscardHandler))
+	r := registrar.New(registrar.Config{
+		CA: f.ca, Records: f.book, Life: life, TPMs: attest.Verifier{TrustOnFirstUse: true}, AllowSoftwareKeys: true,
+	}, slog.New(slog.DiscardHandler))
 	listener, err := r.Listen(ctx, "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +92,7 @@ func newFactory(t *testing.T, life time.Duration) *factory {
 
 func (f *factory) token(t testing.TB, device string) string {
 	t.Helper()
-	token, err := f.ca.AddToken(device, time.Hour)
+	token, err := f.book.AddToken(device, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +102,7 @@ func (f *factory) token(t testing.TB, device string) string {
 // issued is the number of certificates that left the factory.
 func (f *factory) issued(t testing.TB) int {
 	t.Helper()
-	grants, err := f.ca.Grants()
+	grants, err := f.book.Tokens()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,12 +146,12 @@ func inTPM(address string) identity.Config {
 func options(dir string) identity.Options { return optionsOn(disk.OS(), dir) }
 
 func optionsOn(fsys disk.FS, dir string) identity.Options {
-	return identity.Options{StateDir: dir, FS: fsys, Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+	return identity.Options{StateDir: dir, FS: fsys, Clock: identity.TrustedClock(time.Now), Log: slog.New(slog.DiscardHandler)}
 }
 
 func mustEnroll(t testing.TB, f *factory, c identity.Config, o identity.Options, token string) identity.Result {
 	t.Helper()
-	result, err := identity.Enroll(background, c, o, f.enroll, token, false)
+	result, err := identity.Enroll(background, c, o, f.enroll, identity.EnrollRequest{Token: token})
 	if err != nil {
 		t.Fatal(err)
 	}

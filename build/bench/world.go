@@ -183,7 +183,8 @@ func (w *world) startTPM(ctx context.Context) (*tpmtest.Swtpm, error) {
 
 // startRegistrar serves enrollment and returns its URL.
 func (w *world) startRegistrar(ctx context.Context) (string, error) {
-	p, err := start("registrar", w.factory, "registrar", "--ca", w.ca(""), "--listen", "127.0.0.1:0")
+	p, err := start("registrar", w.factory, "registrar", "--ca", w.ca(""), "--listen", "127.0.0.1:0",
+		"--trust-ek-on-first-use", "--allow-software-keys")
 	if err != nil {
 		return "", err
 	}

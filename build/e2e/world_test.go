@@ -242,7 +242,7 @@ func newFactory(t *testing.T) *world {
 	dir := shortDir(t)
 	w := &world{dir: dir, ca: filepath.Join(dir, "ca"), factory: build(t, "ferrule-factory", native)}
 	mustRun(t, "", append(w.factory, "ca", "init", "--host", "127.0.0.1", w.ca)...)
-	w.issuing = start(t, "registrar", append(w.factory, "registrar", "--ca", w.ca, "--listen", "127.0.0.1:0")...)
+	w.issuing = start(t, "registrar", append(w.factory, "registrar", "--ca", w.ca, "--listen", "127.0.0.1:0", "--trust-ek-on-first-use", "--allow-software-keys")...)
 	line := w.issuing.waitLine(t, "127.0.0.1:")
 	_, port, _ := strings.Cut(line, "127.0.0.1:")
 	w.registrar = "https://127.0.0.1:" + strings.TrimRight(strings.Fields(port)[0], `",}`)

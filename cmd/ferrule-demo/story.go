@@ -76,7 +76,7 @@ func shorten(path string) string {
 // enroll has the agent make its key and fetch its certificate.
 func (d *demo) enroll(ctx context.Context) error {
 	d.heading(2, "ferrule enroll: a key in the TPM, a one-time token, a certificate")
-	token, err := d.world.ca.AddToken(device, time.Minute)
+	token, err := d.world.records.AddToken(device, time.Minute)
 	if err != nil {
 		return fmt.Errorf("making a token: %w", err)
 	}

@@ -15,8 +15,11 @@ import (
 
 	"ferrule/agent/agenttest"
 	"ferrule/agent/enroll/registrar"
+	"ferrule/agent/enroll/registrar/ca"
+	"ferrule/agent/enroll/registrar/records"
 	"ferrule/hw/hwtest"
 	"ferrule/internal/disk"
+	"ferrule/tpm/attest"
 	"ferrule/tpm/tpmtest"
 )
 
@@ -36,7 +39,8 @@ type world struct {
 	keep      bool
 	wire      *hwtest.Wire
 	meters    []*meter
-	ca        *registrar.CA
+	ca        *ca.CA
+	records   *records.Book
 	broker    *agenttest.Broker
 	ledger    *ledger
 	registrar string // host:port
@@ -92,7 +96,10 @@ func (w *world) startWire(context.Context) (err error) {
 }
 
 func (w *world) startCA(context.Context) (err error) {
-	if w.ca, err = registrar.InitCA(disk.OS(), w.path("ca"), "Ferrule demo"); err != nil {
+	if w.ca, err = ca.Init(disk.OS(), w.path("ca"), "Ferrule demo"); err != nil {
+		return err
+	}
+	if w.records, err = records.Open(disk.OS(), w.path("ca")); err != nil {
 		return err
 	}
 	for _, server := range []string{"broker", "registrar"} {
@@ -104,7 +111,11 @@ func (w *world) startCA(context.Context) (err error) {
 }
 
 func (w *world) startRegistrar(ctx context.Context) error {
-	r := registrar.New(w.ca, 90*24*time.Hour, slog.New(slog.DiscardHandler))
+	// The TPM in the box has no certificate of a maker: its EK is recorded at first use.
+	r := registrar.New(registrar.Config{
+		CA: w.ca, Records: w.records, Life: 90 * 24 * time.Hour,
+		TPMs: attest.Verifier{TrustOnFirstUse: true}, AllowSoftwareKeys: true,
+	}, slog.New(slog.DiscardHandler))
 	listener, err := r.Listen(ctx, "127.0.0.1:0")
 	if err != nil {
 		return err

@@ -4,15 +4,16 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"ferrule/internal/hint"
 )
@@ -51,8 +52,10 @@ func table() []command {
 		{"ca server", "DIR", "make one more server certificate", serverFlags, runCAServer},
 		{"token add", "DIR", "make a one-time token for a device", tokenFlags, runTokenAdd},
 		{"token list", "DIR", "list tokens and what came of them", jsonFlag, runTokenList},
-		{"registrar", "", "serve enrollments", registrarFlags, runRegistrar},
-		{"records", "DIR", "print one JSON line for every certificate issued", nil, runRecords},
+		{"registrar", "[-- COMMAND]", "check the evidence of devices and hand out their certificates", registrarFlags, runRegistrar},
+		{"devices", "DIR [ID]", "list devices, their TPMs and certificates; or all of one", jsonFlag, runDevices},
+		{"revoke", "DIR DEVICE|SERIAL", "take certificates back, and write the list for brokers", revokeFlags, runRevoke},
+		{"records", "DIR", "print one JSON line for every certificate issued", jsonFlag, runRecords},
 	}
 }
 
@@ -60,46 +63,28 @@ func table() []command {
 type env struct {
 	flags          *flag.FlagSet
 	stdout, stderr io.Writer
-	name           string
-	hosts          hosts
-	device         string
-	valid          time.Duration
 	json           bool
-	ca             string
-	listen         string
-	log            string
-}
-
-// hosts collects --host, which may be given several times.
-type hosts []string
-
-func (h *hosts) String() string { return strings.Join(*h, ",") }
-
-func (h *hosts) Set(host string) error {
-	if host == "" {
-		return errors.New("a host is empty")
-	}
-	*h = append(*h, host)
-	return nil
-}
-
-func caFlags(e *env) {
-	e.flags.StringVar(&e.name, "name", "Ferrule factory", "the `name` that the CA's certificates bear")
-	e.flags.Var(&e.hosts, "host", "a DNS `name` or address of broker and registrar; may be repeated (default localhost and 127.0.0.1)")
-}
-
-func serverFlags(e *env) {
-	e.flags.StringVar(&e.name, "name", "", "the file `name`: NAME.crt and NAME.key")
-	e.flags.Var(&e.hosts, "host", "a DNS `name` or address of the server; may be repeated")
-}
-
-func tokenFlags(e *env) {
-	e.flags.StringVar(&e.device, "device", "", "the device's `id`: letters, digits and . _ -")
-	e.flags.DurationVar(&e.valid, "valid", time.Hour, "how long the token may be redeemed")
-	jsonFlag(e)
+	ca             caOptions
+	token          tokenOptions
+	issuing        issuingOptions
+	registrar      registrarOptions
+	release        bool
+	command        []string // what stands behind --
 }
 
 func jsonFlag(e *env) { e.flags.BoolVar(&e.json, "json", false, "print JSON for machines") }
+
+func (e *env) printJSON(v any) error { return json.NewEncoder(e.stdout).Encode(v) }
+
+// printLines prints JSON lines.
+func printLines[T any](e *env, lines []T) error {
+	for _, line := range lines {
+		if err := e.printJSON(line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
@@ -122,6 +107,7 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 	if c.flags != nil {
 		c.flags(e)
 	}
+	args, e.command = splitCommand(c, args)
 	err := parseFlags(e.flags, args)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintf(stdout, "ferrule-factory %s [flags]\n  %s\n\n", c.synopsis(), c.summary)
@@ -129,8 +115,8 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 		e.flags.PrintDefaults()
 		return exitDone
 	}
-	if want := len(strings.Fields(c.args)); err == nil && e.flags.NArg() != want {
-		err = fmt.Errorf("%s takes %d arguments beside its flags, not %d", c.words, want, e.flags.NArg())
+	if least, most := arity(c.args); err == nil && (e.flags.NArg() < least || e.flags.NArg() > most) {
+		err = fmt.Errorf("%s takes %s beside its flags, not %d", c.words, arguments(least, most), e.flags.NArg())
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "ferrule-factory: error: %v\nferrule-factory: hint: usage: ferrule-factory %s [flags]\n", err, c.synopsis())
@@ -147,6 +133,36 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 		return exitFailed
 	}
 	return exitDone
+}
+
+// arity is how many arguments a command takes beside its flags: of "DIR [ID]" one or two.
+func arity(args string) (least, most int) {
+	for _, word := range strings.Fields(args) {
+		if word == "[--" {
+			break
+		}
+		most++
+		if word[0] != '[' {
+			least++
+		}
+	}
+	return least, most
+}
+
+func arguments(least, most int) string {
+	if least == most {
+		return fmt.Sprintf("%d arguments", most)
+	}
+	return fmt.Sprintf("%d to %d arguments", least, most)
+}
+
+// splitCommand takes off a program of the user's, which stands behind --.
+func splitCommand(c command, args []string) (own, program []string) {
+	n := slices.Index(args, "--")
+	if n < 0 || !strings.Contains(c.args, "[-- ") {
+		return args, nil
+	}
+	return args[:n], args[n+1:]
 }
 
 // parseFlags accepts flags before, between and after the arguments, as people type them.

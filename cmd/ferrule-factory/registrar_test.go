@@ -61,7 +61,7 @@ func TestRegistrar(t *testing.T) {
 	var log printed
 	ended := make(chan int, 1)
 	go func() { // ends with ctx; waited for below
-		ended <- run(ctx, []string{"registrar", "--ca", dir, "--listen", "127.0.0.1:0", "--life", "24h", "--log", "json"}, w, &log)
+		ended <- run(ctx, []string{"registrar", "--ca", dir, "--listen", "127.0.0.1:0", "--life", "24h", "--allow-software-keys", "--log", "json"}, w, &log)
 		_ = w.Close()
 	}()
 	line, err := bufio.NewReader(stdout).ReadString('\n')

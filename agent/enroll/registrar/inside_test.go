@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -15,12 +16,16 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ferrule/agent/enroll/registrar/ca"
+	"ferrule/agent/enroll/registrar/records"
 	"ferrule/agent/enroll/wire"
 	"ferrule/internal/disk"
 	"ferrule/internal/disk/disktest"
 )
 
 const caDir = "/factory/ca"
+
+var someone = caller{source: "192.0.2.1"}
 
 func csrFor(t testing.TB, device string) []byte {
 	t.Helper()
@@ -37,23 +42,27 @@ func csrFor(t testing.TB, device string) []byte {
 
 func registrarOn(t testing.TB, fsys disk.FS) *Registrar {
 	t.Helper()
-	ca, err := InitCA(fsys, caDir, "test")
+	authority, err := ca.Init(fsys, caDir, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return New(ca, time.Hour, slog.New(slog.DiscardHandler))
+	book, err := records.Open(fsys, caDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(Config{CA: authority, Records: book, Life: time.Hour, AllowSoftwareKeys: true}, slog.New(slog.DiscardHandler))
 }
 
 // redeem goes the whole way without a network.
-func redeem(r *Registrar, token string, csr []byte) (wire.Issued, *wire.Error) {
-	begun, refused := r.begin(wire.Begin{Versions: []int{wire.Version}, Token: token})
+func redeem(t testing.TB, r *Registrar, token string, csr []byte) (wire.Issued, *wire.Error) {
+	begun, refused := r.begin(t.Context(), someone, wire.Begin{Versions: []int{wire.Version}, Token: token})
 	if refused != nil {
 		return wire.Issued{}, refused
 	}
-	if _, refused := r.evidence(wire.Evidence{Session: begun.Session, Evidence: []wire.Item{{Kind: wire.KindCSR, Data: csr}}}); refused != nil {
+	if _, refused := r.evidence(t.Context(), someone, wire.Evidence{Session: begun.Session, Evidence: []wire.Item{{Kind: wire.KindCSR, Data: csr}}}); refused != nil {
 		return wire.Issued{}, refused
 	}
-	return r.finish(wire.Finish{Session: begun.Session})
+	return r.finish(t.Context(), someone, wire.Finish{Session: begun.Session})
 }
 
 // A power cut at the registrar: a token that was printed is known, and a certificate that was
@@ -65,18 +74,18 @@ func TestPowerCutWhileIssuing(t *testing.T) {
 	states := disktest.Replay(t, func(d *disktest.Disk) {
 		r := registrarOn(t, d)
 		var err error
-		if token, err = r.ca.AddToken("gw-1", time.Hour); err != nil {
+		if token, err = r.Records.AddToken("gw-1", time.Hour); err != nil {
 			t.Fatal(err)
 		}
 		d.Mark("token")
 		var refused *wire.Error
-		if issued, refused = redeem(r, token, csr); refused != nil {
+		if issued, refused = redeem(t, r, token, csr); refused != nil {
 			t.Fatal(refused)
 		}
 		d.Mark("issued")
 	}, func(t testing.TB, state *disktest.Disk) {
 		reached := len(state.Marks())
-		got, refused := redeem(registrarOn(t, state), token, csr)
+		got, refused := redeem(t, registrarOn(t, state), token, csr)
 		switch {
 		case reached >= 1 && refused != nil:
 			t.Errorf("the token that was given out: %v", refused.Logged())
@@ -89,7 +98,7 @@ func TestPowerCutWhileIssuing(t *testing.T) {
 			return
 		}
 		// What was answered after the cut stands as fast as what was answered before it.
-		if again, refused := redeem(registrarOn(t, state.PowerCut()), token, csr); refused != nil || again != got {
+		if again, refused := redeem(t, registrarOn(t, state.PowerCut()), token, csr); refused != nil || again != got {
 			t.Errorf("a second cut: %v, another certificate: %v", refused, again != got)
 		}
 	})
@@ -102,7 +111,7 @@ func TestFailingDiskIssuesNothing(t *testing.T) {
 	for fail := 0; ; fail++ {
 		d := disktest.New()
 		r := registrarOn(t, d)
-		token, err := r.ca.AddToken("gw-1", time.Hour)
+		token, err := r.Records.AddToken("gw-1", time.Hour)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,7 +125,7 @@ func TestFailingDiskIssuesNothing(t *testing.T) {
 			}
 			return nil
 		})
-		_, refused := redeem(r, token, csr)
+		_, refused := redeem(t, r, token, csr)
 		d.Fail(nil)
 		if refused == nil {
 			if left < 0 {
@@ -131,7 +140,7 @@ func TestFailingDiskIssuesNothing(t *testing.T) {
 		if refused.Error() == refused.Logged().Error() {
 			t.Errorf("operation %d: the registrar's own fault is told to the device: %v", fail, refused)
 		}
-		if _, refused := redeem(r, token, csr); refused != nil {
+		if _, refused := redeem(t, r, token, csr); refused != nil {
 			t.Errorf("operation %d: afterwards: %v", fail, refused.Logged())
 		}
 	}
@@ -147,31 +156,31 @@ var errDiskFull = diskFull{}
 func TestSessionsAreBoundedAndExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := registrarOn(t, disktest.New())
-		token, err := r.ca.AddToken("gw-1", time.Hour)
+		token, err := r.Records.AddToken("gw-1", time.Hour)
 		if err != nil {
 			t.Fatal(err)
 		}
-		begin := func() (wire.Begun, *wire.Error) {
-			return r.begin(wire.Begin{Versions: []int{wire.Version}, Token: token})
+		begin := func(source int) (wire.Begun, *wire.Error) {
+			return r.begin(t.Context(), caller{source: fmt.Sprint(source)}, wire.Begin{Versions: []int{wire.Version}, Token: token})
 		}
-		first, refused := begin()
+		first, refused := begin(1)
 		if refused != nil {
 			t.Fatal(refused)
 		}
-		for range maxSessions - 1 {
-			if _, refused := begin(); refused != nil {
+		for n := range maxSessions - 1 {
+			if _, refused := begin(2 + n/(burst/2)); refused != nil {
 				t.Fatal(refused)
 			}
 		}
-		if _, refused := begin(); refused == nil || len(r.sessions) > maxSessions {
-			t.Errorf("%d sessions are open", len(r.sessions))
+		if _, refused := begin(250); refused == nil || len(r.sessions.open) > maxSessions {
+			t.Errorf("%d sessions are open", len(r.sessions.open))
 		}
 		time.Sleep(sessionLife + time.Second) // in the bubble: no time passes
-		if _, refused := r.finish(wire.Finish{Session: first.Session}); refused == nil || refused.Code != wire.CodeSession {
+		if _, refused := r.finish(t.Context(), someone, wire.Finish{Session: first.Session}); refused == nil || refused.Code != wire.CodeSession {
 			t.Errorf("a session that expired: %v", refused)
 		}
-		if _, refused := begin(); refused != nil || len(r.sessions) != 1 {
-			t.Errorf("after they expired: %v, %d sessions", refused, len(r.sessions))
+		if _, refused := begin(1); refused != nil || len(r.sessions.open) != 1 {
+			t.Errorf("after they expired: %v, %d sessions", refused, len(r.sessions.open))
 		}
 	})
 }
@@ -196,7 +205,7 @@ func FuzzCSR(f *testing.F) {
 // FuzzRequests: no body makes the registrar panic, fail by itself, or issue anything.
 func FuzzRequests(f *testing.F) {
 	r := registrarOn(f, disktest.New())
-	if _, err := r.ca.AddToken("gw-1", time.Hour); err != nil {
+	if _, err := r.Records.AddToken("gw-1", time.Hour); err != nil {
 		f.Fatal(err)
 	}
 	handler := r.handler()

@@ -1,4 +1,4 @@
-package registrar_test
+package ca_test
 
 import (
 	"crypto/ecdsa"
@@ -14,24 +14,24 @@ import (
 	"testing"
 	"time"
 
-	"ferrule/agent/enroll/registrar"
+	"ferrule/agent/enroll/registrar/ca"
 	"ferrule/internal/disk"
 	"ferrule/internal/disk/disktest"
 	"ferrule/internal/hint"
 )
 
-func newCA(t testing.TB, dir string) *registrar.CA {
+func newCA(t testing.TB, dir string) *ca.CA {
 	t.Helper()
-	ca, err := registrar.InitCA(disk.OS(), dir, "test")
+	c, err := ca.Init(disk.OS(), dir, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"broker", "registrar"} {
-		if err := ca.Server(name, []string{"localhost", "127.0.0.1"}); err != nil {
+		if err := c.Server(name, []string{"localhost", "127.0.0.1"}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return ca
+	return c
 }
 
 // contents returns every file of a folder, by name.
@@ -92,13 +92,13 @@ func TestRootKeyKeptElsewhere(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := contents(t, dir)
-	ca := newCA(t, dir)
-	if err := ca.Server("second", nil); err == nil || hint.Of(err) == "" {
+	c := newCA(t, dir)
+	if err := c.Server("second", nil); err == nil || hint.Of(err) == "" {
 		t.Errorf("a server certificate without the root's key: %v", err)
 	}
-	if ca, err := registrar.OpenCA(disk.OS(), dir); err != nil {
+	if c, err := ca.Open(disk.OS(), dir); err != nil {
 		t.Error(err)
-	} else if _, _, err := ca.Device(request(t, key(t), "gw-1"), "gw-1", time.Hour); err != nil {
+	} else if _, _, err := c.Device(leafFor(request(t, key(t), "gw-1"))); err != nil {
 		t.Errorf("a device's certificate without the root's key: %v", err)
 	}
 	sameFiles(t, contents(t, dir), before)
@@ -125,12 +125,12 @@ func TestIncompleteCA(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := contents(t, dir)
-			ca, err := registrar.InitCA(disk.OS(), dir, "test")
+			c, err := ca.Init(disk.OS(), dir, "test")
 			if err == nil {
-				_, err = registrar.OpenCA(disk.OS(), dir)
+				_, err = ca.Open(disk.OS(), dir)
 			}
 			if err == nil {
-				err = ca.Server("broker", []string{"localhost"})
+				err = c.Server("broker", []string{"localhost"})
 			}
 			if err == nil || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("error %v, want %q", err, test.says)
@@ -149,7 +149,7 @@ func replace(name, by string) func(string) error {
 }
 
 func otherRoot(dir string) error {
-	if _, err := registrar.InitCA(disk.OS(), dir+"2", "another"); err != nil {
+	if _, err := ca.Init(disk.OS(), dir+"2", "another"); err != nil {
 		return err
 	}
 	for _, name := range []string{"root.crt", "root.key"} {
@@ -161,12 +161,12 @@ func otherRoot(dir string) error {
 }
 
 func TestServerCertificates(t *testing.T) {
-	ca := newCA(t, filepath.Join(t.TempDir(), "ca"))
-	if err := ca.Server("broker", []string{"elsewhere.example"}); err == nil || hint.Of(err) == "" {
+	c := newCA(t, filepath.Join(t.TempDir(), "ca"))
+	if err := c.Server("broker", []string{"elsewhere.example"}); err == nil || hint.Of(err) == "" {
 		t.Errorf("a certificate that lacks a host was taken for good: %v", err)
 	}
 	for _, name := range []string{"", "../x", "root", "device-ca", "a/b"} {
-		if err := ca.Server(name, nil); err == nil {
+		if err := c.Server(name, nil); err == nil {
 			t.Errorf("files named %q were written", name)
 		}
 	}
@@ -176,23 +176,23 @@ func TestServerCertificates(t *testing.T) {
 // finished before the cut is the same afterwards.
 func TestPowerCutWhileMakingTheCA(t *testing.T) {
 	states := disktest.Replay(t, func(d *disktest.Disk) {
-		ca, err := registrar.InitCA(d, "/factory/ca", "test")
+		c, err := ca.Init(d, "/factory/ca", "test")
 		if err != nil {
 			t.Fatal(err)
 		}
 		d.Mark(string(mustContent(t, d, "/factory/ca/root.crt")))
-		if err := ca.Server("broker", nil); err != nil {
+		if err := c.Server("broker", nil); err != nil {
 			t.Fatal(err)
 		}
 	}, func(t testing.TB, state *disktest.Disk) {
-		ca, err := registrar.InitCA(state, "/factory/ca", "test")
+		c, err := ca.Init(state, "/factory/ca", "test")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := ca.Server("broker", nil); err != nil {
+		if err := c.Server("broker", nil); err != nil {
 			t.Error(err)
 		}
-		if _, err := registrar.OpenCA(state, "/factory/ca"); err != nil {
+		if _, err := ca.Open(state, "/factory/ca"); err != nil {
 			t.Error(err)
 		}
 		for _, mark := range state.Marks() {
@@ -216,14 +216,14 @@ func mustContent(t testing.TB, d *disktest.Disk, name string) []byte {
 // openssl reads our request and verifies what the CA made, by its purpose.
 func TestOpensslReadsRequestsAndVerifiesChains(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ca")
-	ca := newCA(t, dir)
+	c := newCA(t, dir)
 	csr := request(t, key(t), "gw-1")
 	csrFile := filepath.Join(dir, "gw-1.csr")
 	write(t, csrFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr.Raw}))
 	if out := openssl(t, "req", "-in", csrFile, "-verify", "-noout", "-subject"); !strings.Contains(out, "CN = gw-1") && !strings.Contains(out, "CN=gw-1") {
 		t.Errorf("openssl read %q", out)
 	}
-	chain, leaf, err := ca.Device(csr, "gw-1", time.Hour)
+	chain, leaf, err := c.Device(leafFor(csr))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +242,7 @@ func TestOpensslReadsRequestsAndVerifiesChains(t *testing.T) {
 
 // Nothing but the key is taken from a request.
 func TestExtensionsOfARequestAreNotCopied(t *testing.T) {
-	ca := newCA(t, filepath.Join(t.TempDir(), "ca"))
+	c := newCA(t, filepath.Join(t.TempDir(), "ca"))
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: "gw-1"}, DNSNames: []string{"broker.example"},
 		ExtraExtensions: []pkix.Extension{{Id: []int{2, 5, 29, 19}, Critical: true, Value: []byte{0x30, 3, 1, 1, 0xff}}}, // CA: true
@@ -254,7 +254,7 @@ func TestExtensionsOfARequestAreNotCopied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, leaf, err := ca.Device(csr, "gw-1", time.Hour)
+	_, leaf, err := c.Device(leafFor(csr))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,6 +262,10 @@ func TestExtensionsOfARequestAreNotCopied(t *testing.T) {
 		leaf.KeyUsage != x509.KeyUsageDigitalSignature {
 		t.Errorf("the certificate has what its request asked for: %+v", leaf)
 	}
+}
+
+func leafFor(csr *x509.CertificateRequest) ca.Leaf {
+	return ca.Leaf{Device: "gw-1", Key: csr.PublicKey, Life: time.Hour}
 }
 
 func key(t testing.TB) *ecdsa.PrivateKey { return keyOn(t, elliptic.P256()) }

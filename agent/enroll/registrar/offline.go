@@ -1,0 +1,82 @@
+package registrar
+
+import (
+	"context"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"ferrule/agent/enroll/registrar/records"
+	"ferrule/agent/enroll/wire"
+	"ferrule/internal/hint"
+)
+
+// MaxCollected bounds the file of a Collected, in bytes.
+const MaxCollected = wire.MaxBody
+
+// Order makes the order of one device: what it is asked for, and what entitles it.
+func Order(device string, nonce []byte) (wire.Order, error) {
+	if err := records.CheckDevice(device); err != nil {
+		return wire.Order{}, err
+	}
+	if len(nonce) != nonceBytes {
+		return wire.Order{}, fmt.Errorf("a nonce of %d bytes", len(nonce))
+	}
+	return wire.Order{Version: wire.Version, Device: device, Nonce: nonce}, nil
+}
+
+// Deliver answers what a device collected for an order of ours, given out at added: its
+// certificate, sealed for the TPM that gave the evidence. All rules are those of an enrollment
+// over the network but one: that the TPM can open the challenge shows when the device comes to
+// read its certificate, which nobody else can. The error is a *wire.Error.
+func (r *Registrar) Deliver(ctx context.Context, order wire.Order, added time.Time, text []byte) (wire.Delivery, error) {
+	collected, err := parseCollected(order, text)
+	if err != nil {
+		return wire.Delivery{}, &wire.Error{Code: wire.CodeMalformed, Text: err.Error(), Hint: hint.Of(err)}
+	}
+	e := entitlement{device: order.Device, basis: records.ByOrder(hash(order.Nonce)), added: added, ends: time.Now().Add(issueTimeout), sealed: true}
+	d, err := r.Records.Device(order.Device)
+	if err != nil && !errors.Is(err, records.ErrUnknown) {
+		return wire.Delivery{}, internal(err)
+	}
+	x, refused := r.examine(collected.Evidence, order.Nonce, &d, e)
+	if refused != nil {
+		return wire.Delivery{}, refused
+	}
+	challenge, secret, err := x.challenge()
+	if err != nil {
+		return wire.Delivery{}, internal(err)
+	}
+	c, refused := r.issue(ctx, e, x)
+	if refused != nil {
+		return wire.Delivery{}, refused
+	}
+	sealed, err := x.claim.Seal(secret, x.evidence, challenge, []byte(c.Chain))
+	if err != nil {
+		return wire.Delivery{}, internal(err)
+	}
+	return wire.Delivery{Version: wire.Version, Device: order.Device, Serial: c.Serial,
+		Challenge: wire.Item{Kind: wire.KindCredential, Data: challenge}, Sealed: sealed}, nil
+}
+
+func parseCollected(order wire.Order, text []byte) (wire.Collected, error) {
+	var c wire.Collected
+	if len(text) > MaxCollected {
+		return c, fmt.Errorf("the evidence has %d bytes", len(text))
+	}
+	if err := json.Unmarshal(text, &c); err != nil {
+		return c, fmt.Errorf("reading the evidence: %w", err)
+	}
+	const again = "have the device collect again, for the order that is here"
+	switch {
+	case c.Version != wire.Version:
+		return c, hint.With(fmt.Errorf("the evidence is of version %d, and %d is known", c.Version, wire.Version), "update the older of the two")
+	case c.Device != order.Device:
+		return c, hint.With(fmt.Errorf("the evidence is of device %q", c.Device), again)
+	case len(order.Nonce) == 0 || subtle.ConstantTimeCompare(c.Nonce, order.Nonce) != 1:
+		return c, hint.With(errors.New("the evidence is for another order"), again)
+	}
+	return c, nil
+}
