@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"math/big"
 	"math/bits"
+	"slices"
 
 	"ferrule/internal/hint"
 )
@@ -64,6 +65,8 @@ const (
 const (
 	policyA = "\x83\x71\x97\x67\x44\x84\xB3\xF8\x1A\x90\xCC\x8D\x46\xA5\xD7\x24" +
 		"\xFD\x52\xD7\x6E\x06\x52\x0B\x64\xF2\xA1\xDA\x1B\x33\x14\x69\xAA"
+	policyB256 = "\xCA\x3D\x0A\x99\xA2\xB9\x39\x06\xF7\xA3\x34\x24\x14\xEF\xCF\xB3" +
+		"\xA3\x85\xD4\x4C\xD1\xFD\x45\x90\x89\xD1\x9B\x50\x71\xC0\xB7\xA0"
 	policyB384 = "\xB2\x6E\x7D\x28\xD1\x1A\x50\xBC\x53\xD8\x82\xBC\xF5\xFD\x3A\x1A" +
 		"\x07\x41\x48\xBB\x35\xD3\xB4\xE4\xCB\x1C\x0A\xD9\xBD\xE4\x19\xCA" +
 		"\xCB\x47\xBA\x09\x69\x96\x46\x15\x0F\x9F\xC0\x00\xF3\xF8\x0E\x12"
@@ -71,13 +74,15 @@ const (
 
 const ekAttributes = fixedTPM | fixedParent | sensitiveDataOrigin | adminWithPolicy | restricted | decrypt
 
-// ekTemplates are L-2, H-3 and L-1 of the profile, in the order of preference: what a chip does
-// in a fraction of a second before what it may take half a minute for. A nonce in NV changes
-// only the key, and with it nothing here.
+// ekTemplates are L-2, H-2, H-3, L-1 and H-1 of the profile, in the order of preference: what a
+// chip does in a fraction of a second before what it may take half a minute for. A nonce in NV
+// changes only the key, and with it nothing here.
 var ekTemplates = [...]template{
 	{algECC, algSHA256, curveP256, ekAttributes, policyA, aes128CFB, null + null},
+	{algECC, algSHA256, curveP256, ekAttributes | userWithAuth, policyB256, aes128CFB, null + null},
 	{algECC, algSHA384, curveP384, ekAttributes | userWithAuth, policyB384, aes256CFB, null + null},
 	{algRSA, algSHA256, 2048, ekAttributes, policyA, aes128CFB, null + "\x00\x00\x00\x00"},
+	{algRSA, algSHA256, 2048, ekAttributes | userWithAuth, policyB256, aes128CFB, null + "\x00\x00\x00\x00"},
 }
 
 // akTemplate signs nothing but what the TPM itself has said: restricted.
@@ -149,15 +154,16 @@ func readPublic(which string, b []byte) (*public, error) {
 	return p, nil
 }
 
-// match finds p's template. Where none fits, the reason is that of the one with p's type.
+// match finds p's template. Where none fits, the reason is that of the one that fits longest:
+// type, then attributes, then policy, then schemes.
 func match(which string, p *public, templates []template) (int, error) {
 	wrong := wrongType
 	for i, t := range templates {
-		switch d := t.differs(p); d {
-		case "":
+		d := t.differs(p)
+		if d == "" {
 			return i, nil
-		case wrongType:
-		default:
+		}
+		if slices.Index(wrongs[:], d) > slices.Index(wrongs[:], wrong) {
 			wrong = d
 		}
 	}
@@ -168,6 +174,9 @@ func match(which string, p *public, templates []template) (int, error) {
 	}
 	return 0, r
 }
+
+// wrongs is the order in which differs looks.
+var wrongs = [...]string{wrongType, wrongAttributes, wrongPolicy, wrongScheme}
 
 // key gives the key that p describes. A point that is not on its curve would give away, bit by
 // bit, what is computed with it.
