@@ -278,7 +278,7 @@ func (v *Revocation) settle(s *source) bool {
 	}
 	v.mu.Unlock()
 	if changed && s.url && text != nil {
-		err := s.o.FS.MkdirAll(filepath.Dir(s.path), 0o700)
+		err := disk.MakeFolder(s.o.FS, filepath.Dir(s.path))
 		if err == nil {
 			err = atomicfile.Write(s.o.FS, s.path, text, 0o600)
 		}

@@ -107,7 +107,7 @@ func decode(text []byte) (saved, error) {
 func (r *Roots) store(s saved) error {
 	body, err := json.Marshal(s)
 	if err == nil {
-		err = r.o.FS.MkdirAll(filepath.Dir(r.path), 0o700)
+		err = disk.MakeFolder(r.o.FS, filepath.Dir(r.path))
 	}
 	if err == nil {
 		sum := sha256.Sum256(body)
