@@ -31,14 +31,17 @@ type claims struct {
 	Names     []string `json:"sans"`
 	// Confirmation ties the token to one request, so that whoever reads it on the way has no
 	// use for it.
-	Confirmation struct {
-		Request string `json:"x5rt#S256"`
-	} `json:"cnf"`
+	Confirmation *confirmation `json:"cnf,omitempty"`
+}
+
+type confirmation struct {
+	Request string `json:"x5rt#S256"` // base64url of the SHA-256 of the request
 }
 
 // JWKToken makes a token for Sign by the provisioner of type JWK with this name and key, a P-256
 // or Ed25519 key; kid is the id of the key in ca.json, "" for its thumbprint (RFC 7638), which is
-// what step gives it. Device becomes the common name and the only alternative name.
+// what step gives it. Device becomes the common name and the only alternative name. The token is for
+// csr alone; for any request where that is nil.
 func (c *Client) JWKToken(provisioner, kid string, key crypto.Signer, device string, csr []byte) (string, error) {
 	if kid == "" {
 		var err error
@@ -65,7 +68,7 @@ func (c *Client) X5CToken(provisioner string, present *tls.Certificate, device s
 }
 
 func (c *Client) claims(provisioner, fragment, device string, csr []byte) claims {
-	now, digest := c.peer.ServiceTime(), sha256.Sum256(csr)
+	now := c.peer.ServiceTime()
 	id := make([]byte, 16)
 	_, _ = rand.Read(id) // never fails
 	made := claims{
@@ -73,7 +76,10 @@ func (c *Client) claims(provisioner, fragment, device string, csr []byte) claims
 		Audience: []string{c.peer.Base() + "/1.0/sign" + fragment}, ID: hex.EncodeToString(id),
 		IssuedAt: now.Unix(), NotBefore: now.Unix(), Expires: now.Add(tokenLife).Unix(),
 	}
-	made.Confirmation.Request = base64.RawURLEncoding.EncodeToString(digest[:])
+	if csr != nil {
+		digest := sha256.Sum256(csr)
+		made.Confirmation = &confirmation{base64.RawURLEncoding.EncodeToString(digest[:])}
+	}
 	return made
 }
 
