@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -41,11 +42,16 @@ func (d *Device) dialer(path string) (dialFunc, error) {
 		return func(ctx context.Context) (conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, d.commandTimeout)
 			defer cancel()
-			c, err := new(net.Dialer).DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
+			for {
+				c, err := new(net.Dialer).DialContext(ctx, network, address)
+				if err == nil {
+					return &streamConn{c}, nil
+				}
+				// A simulator takes one connection at a time, and has no queue to speak of.
+				if !errors.Is(err, syscall.EAGAIN) || sleep(ctx, firstDelay) != nil {
+					return nil, err
+				}
 			}
-			return &streamConn{c}, nil
 		}, nil
 	}
 	return nil, unsupported("TPM path %q is none of auto, none, /dev/…, unix:PATH, tcp:HOST:PORT", path)

@@ -174,3 +174,115 @@ func TestAttestAndActivate(t *testing.T) {
 		t.Errorf("second evidence (-first +second):\n%s", diff)
 	}
 }
+
+func TestCensusOfAttestation(t *testing.T) {
+	type census = map[string]uint64
+	for name, c := range map[string]struct {
+		start            func(tpmtest.TB) *tpmtest.Swtpm
+		attest, activate census // activate: of each endorsement key, in order, summed
+	}{
+		"certified": {
+			tpmtest.Certified,
+			census{"GetCapability": 1, "NV_ReadPublic": 2, "NV_Read": 4, "CreatePrimary": 4, "FlushContext": 4, "Certify": 1},
+			census{"CreatePrimary": 6, "FlushContext": 6, "StartAuthSession": 3, "PolicySecret": 3, "PolicyOR": 1, "ActivateCredential": 3},
+		},
+		"plain": {
+			tpmtest.Start,
+			census{"GetCapability": 1, "CreatePrimary": 2, "FlushContext": 2, "Certify": 1},
+			census{"CreatePrimary": 2, "FlushContext": 2, "StartAuthSession": 1, "PolicySecret": 1, "ActivateCredential": 1},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := open(t, c.start(t).Address(), tpm.Options{})
+			k := load(t, d, newKey(t, d, tpm.KeySpec{}))
+			var e attest.Evidence
+			if diff := cmp.Diff(c.attest, spent(d, func() { e = mustAttest(t, k) })); diff != "" {
+				t.Errorf("attesting (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(c.activate, spent(d, func() { mustActivate(t, k, e) })); diff != "" {
+				t.Errorf("activating (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(census{"Sign": 1}, spent(d, func() { mustSign(t, k) })); diff != "" {
+				t.Errorf("signing afterwards (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestChallengeInAnotherProcess: the batch of a factory collects evidence today and delivers
+// tomorrow.
+func TestChallengeInAnotherProcess(t *testing.T) {
+	s := tpmtest.Certified(t)
+	file, e := func() (*tpm.KeyFile, attest.Evidence) {
+		d, err := tpm.Open(background, tpm.Options{Path: s.Address()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		f := newKey(t, d, tpm.KeySpec{})
+		return f, mustAttest(t, load(t, d, f))
+	}()
+	if err := s.Restart(background); err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, s.Address(), tpm.Options{})
+	mustActivate(t, load(t, d, file), e)
+}
+
+func TestChallengesThatAreNotForThisTPM(t *testing.T) {
+	s, other := tpmtest.Certified(t), tpmtest.Other(t)
+	d, foreign := open(t, s.Address(), tpm.Options{}), open(t, other.Address(), tpm.Options{})
+	k := load(t, d, newKey(t, d, tpm.KeySpec{}))
+	e, theirs := mustAttest(t, k), mustAttest(t, load(t, foreign, newKey(t, foreign, tpm.KeySpec{})))
+	if bytes.Equal(e.EKs[0].Public, theirs.EKs[0].Public) {
+		t.Fatal("two chips with one endorsement key")
+	}
+	free := slotsAndSessions(t, d)
+	otherAK := e
+	otherAK.AK = theirs.AK
+	for i := range e.EKs {
+		for name, spoil := range map[string]func(*attest.Challenge){
+			"for another AK":        func(c *attest.Challenge) { *c, _ = challenge(t, otherAK, i) },
+			"of another EK":         func(c *attest.Challenge) { *c, _ = challenge(t, theirs, i) },
+			"for the next EK":       func(c *attest.Challenge) { c.EK = (c.EK + 1) % len(e.EKs) },
+			"no such EK":            func(c *attest.Challenge) { c.EK = len(e.EKs) },
+			"EK -1":                 func(c *attest.Challenge) { c.EK = -1 },
+			"no credential":         func(c *attest.Challenge) { c.Credential = nil },
+			"half a credential":     func(c *attest.Challenge) { c.Credential = c.Credential[:20] },
+			"a bit of it flipped":   func(c *attest.Challenge) { c.Credential[40] ^= 1 },
+			"no secret":             func(c *attest.Challenge) { c.Secret = nil },
+			"half a secret":         func(c *attest.Challenge) { c.Secret = c.Secret[:len(c.Secret)/2] },
+			"a bit of that flipped": func(c *attest.Challenge) { c.Secret[5] ^= 1 },
+			"too large":             func(c *attest.Challenge) { c.Secret = make([]byte, 60000) },
+		} {
+			c, _ := challenge(t, e, i)
+			spoil(&c)
+			if got, err := k.Activate(background, c); err == nil || got != nil {
+				t.Errorf("endorsement key %d, %s: opened", i, name)
+			}
+		}
+	}
+	if after := slotsAndSessions(t, d); after != free {
+		t.Errorf("slots and sessions at the start %+v, at the end %+v", free, after)
+	}
+	mustActivate(t, k, e)
+}
+
+// occupied counts what lies in a TPM.
+type occupied struct{ objects, sessions int }
+
+func slotsAndSessions(t testing.TB, d *tpm.Device) occupied {
+	t.Helper()
+	count := func(first uint32) int {
+		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(d.TPM(background))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list.Handle)
+	}
+	return occupied{count(0x80000000), count(0x02000000)}
+}

@@ -340,8 +340,12 @@ func (k *Key) close(ctx context.Context) error {
 	k.closed = true
 	at := k.at.Swap(nil)
 	k.d.forget(k)
-	// What belongs to a lost generation is out of reach, or gone already.
-	if at == nil || k.file == nil || at.gen != k.d.live.Load() {
+	if at == nil || k.file == nil {
+		return nil
+	}
+	// What belongs to a lost generation is gone, or out of reach until the Device is closed.
+	if at.gen != k.d.live.Load() {
+		k.d.astray.Store(true)
 		return nil
 	}
 	c := &call{d: k.d, ctx: ctx, gen: at.gen, at: at}

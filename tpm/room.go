@@ -227,7 +227,7 @@ func listHandles(c *call, first uint32) ([]tpm2.TPMHandle, error) {
 
 // leaveClean is the last thing before the TPM is closed. It does not wait for one that is away.
 func (d *Device) leaveClean(ctx context.Context) {
-	if !d.dirty || d.closed || d.ResourceManager() {
+	if !d.dirty && !d.astray.Load() || d.closed || d.ResourceManager() {
 		return
 	}
 	if d.conn == nil {
@@ -235,7 +235,7 @@ func (d *Device) leaveClean(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		d.conn = c
+		d.conn, d.answered = c, false
 		d.gen++
 	}
 	_ = d.sweep(&call{d: d, ctx: ctx, gen: d.gen, held: true})

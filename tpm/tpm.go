@@ -73,6 +73,7 @@ type Device struct {
 	gen      uint64        // guarded by busy
 	answered bool          // since it was opened; guarded by busy
 	live     atomic.Uint64 // gen while the TPM is open, else 0
+	astray   atomic.Bool   // a key was closed whose connection had been lost
 	closed   bool          // guarded by busy
 	dirty    bool          // objects or sessions of ours may lie in a TPM without resource manager; guarded by busy
 	leftover []<-chan struct{}

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 )
 
 // A Fault is what a Proxy does to one command. The zero value lets it pass.
@@ -107,7 +109,7 @@ func (p *Proxy) relay(client net.Conn) {
 	var tpm net.Conn
 	if p.upstream != "" {
 		var err error
-		if tpm, err = net.Dial("unix", p.upstream); err != nil {
+		if tpm, err = dialPatiently(p.upstream); err != nil {
 			return
 		}
 		defer tpm.Close()
@@ -130,6 +132,16 @@ func (p *Proxy) relay(client net.Conn) {
 		}
 		if f.Drop || !f.send(client, answer) {
 			return
+		}
+	}
+}
+
+// dialPatiently waits while the TPM is busy with the connection that has just ended.
+func dialPatiently(socket string) (net.Conn, error) {
+	for end := time.Now().Add(time.Second); ; time.Sleep(time.Millisecond) {
+		c, err := net.Dial("unix", socket)
+		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(end) {
+			return c, err
 		}
 	}
 }
