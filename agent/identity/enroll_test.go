@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/big"
 	"net/http"
@@ -143,7 +144,7 @@ func TestSameTokenSameKeySameCertificate(t *testing.T) {
 	}
 
 	other := options(t.TempDir())
-	_, err := identity.Enroll(background, c, other, f.enroll, token, false)
+	_, err := identity.Enroll(background, c, other, f.enroll, identity.EnrollRequest{Token: token})
 	if reason, ok := errors.AsType[*wire.Error](err); !errors.Is(err, enroll.ErrRefused) || !ok || reason.Code != wire.CodeTokenUsed || hint.Of(err) == "" {
 		t.Errorf("the same token with another key: %v", err)
 	}
@@ -181,24 +182,26 @@ func replayEnroll(t *testing.T, prepare func(*testing.T, *disktest.Disk)) {
 		key, _ = d.Content("/state/device.pem")
 		certificate, _ = d.Content("/state/device.crt")
 	}, func(t testing.TB, state *disktest.Disk) {
-		o, fresh := optionsOn(state, "/state"), token
+		o, fresh, device := optionsOn(state, "/state"), token, "gw-1"
 		wasRedeemed := len(state.Marks()) > 0
 		if !wasRedeemed {
-			// To the registrar of that moment the token was unused: give it one that is.
-			fresh = f.token(t, "gw-1")
+			// To the registrar of that moment the token was unused: give it one that is, for a
+			// device that it does not know from another of these states.
+			device = fmt.Sprintf("gw-%d", f.issued(t)+100)
+			fresh = f.token(t, device)
 		}
 		before := f.issued(t)
-		first, err := identity.Enroll(background, c, o, f.enroll, fresh, false)
+		first, err := identity.Enroll(background, c, o, f.enroll, identity.EnrollRequest{Token: fresh})
 		if err != nil {
 			t.Fatalf("enrolling again: %v", err)
 		}
-		again, err := identity.Enroll(background, c, o, f.enroll, fresh, false)
+		again, err := identity.Enroll(background, c, o, f.enroll, identity.EnrollRequest{Token: fresh})
 		if err != nil || !again.Already || !again.NotAfter.Equal(first.NotAfter) {
 			t.Fatalf("and once more: %+v, %v", again, err)
 		}
-		checkConverged(t, state, c, o)
+		checkConverged(t, state, c, o, device)
 		after := state.PowerCut() // what was reported as done survives a second cut
-		checkConverged(t, after, c, optionsOn(after, "/state"))
+		checkConverged(t, after, c, optionsOn(after, "/state"), device)
 		gotKey, _ := state.Content("/state/device.pem")
 		gotCertificate, _ := state.Content("/state/device.crt")
 		switch n := f.issued(t) - before; {
@@ -219,14 +222,14 @@ func replayEnroll(t *testing.T, prepare func(*testing.T, *disktest.Disk)) {
 }
 
 // checkConverged looks for one key, one certificate, one record and nothing else.
-func checkConverged(t testing.TB, state *disktest.Disk, c identity.Config, o identity.Options) {
+func checkConverged(t testing.TB, state *disktest.Disk, c identity.Config, o identity.Options, device string) {
 	t.Helper()
 	i, err := identity.Open(background, c, o)
 	if err != nil {
 		t.Fatalf("opening: %v", err)
 	}
 	defer i.Close()
-	if i.Device() != "gw-1" {
+	if i.Device() != device {
 		t.Errorf("device %q", i.Device())
 	}
 	for _, name := range state.Names() {
@@ -300,7 +303,7 @@ func TestEnrollOnAFailingDisk(t *testing.T) {
 			}
 			return nil
 		})
-		_, err := identity.Enroll(background, software(), optionsOn(d, "/state"), f.enroll, token, false)
+		_, err := identity.Enroll(background, software(), optionsOn(d, "/state"), f.enroll, identity.EnrollRequest{Token: token})
 		if seen <= n {
 			if err != nil || n < 6 {
 				t.Fatalf("after %d operations: %v", n, err)
@@ -312,7 +315,7 @@ func TestEnrollOnAFailingDisk(t *testing.T) {
 			t.Errorf("operation %d: %v", n, err)
 		}
 		mustEnroll(t, f, software(), optionsOn(d, "/state"), token)
-		checkConverged(t, d, software(), optionsOn(d, "/state"))
+		checkConverged(t, d, software(), optionsOn(d, "/state"), "gw-1")
 	}
 }
 
@@ -385,7 +388,7 @@ func TestEnrollChecksWhatItIsGiven(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := options(t.TempDir())
-			_, err := identity.Enroll(background, software(), o, impostor(t, "gw-1", test.chain), "token", false)
+			_, err := identity.Enroll(background, software(), o, impostor(t, "gw-1", test.chain), identity.EnrollRequest{Token: "token"})
 			if err == nil || (test.is != nil && !errors.Is(err, test.is)) || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("error %v", err)
 			}
@@ -402,11 +405,12 @@ func TestExpiredCertificate(t *testing.T) {
 	mustEnroll(t, f, c, o, f.token(t, "gw-1"))
 	key := read(t, o.StateDir, "device.pem")
 
-	o.Now = func() time.Time { return time.Now().Add(12 * 24 * time.Hour) }
+	o.Clock = identity.TrustedClock(func() time.Time { return time.Now().Add(12 * 24 * time.Hour) })
 	if days := mustOpen(t, c, o).Status().DaysLeft; days != -3 && days != -2 {
 		t.Errorf("%d days left", days)
 	}
-	if result := mustEnroll(t, f, c, o, f.token(t, "gw-1")); result.Already || f.issued(t) != 2 {
+	other := newFactory(t, 40*24*time.Hour)
+	if result := mustEnroll(t, other, c, o, other.token(t, "gw-1")); result.Already || other.issued(t) != 1 {
 		t.Errorf("an expired device enrolls: %+v", result)
 	}
 	if read(t, o.StateDir, "device.pem") != key {
@@ -443,7 +447,7 @@ func TestWrongTPM(t *testing.T) {
 		t.Errorf("opening a copied disk: %v", err)
 	}
 	key := read(t, o.StateDir, "device.key")
-	_, err := identity.Enroll(background, foreign, o, f.enroll, f.token(t, "gw-1"), true)
+	_, err := identity.Enroll(background, foreign, o, f.enroll, identity.EnrollRequest{Token: f.token(t, "gw-1"), Force: true})
 	if !errors.Is(err, identity.ErrWrongTPM) || read(t, o.StateDir, "device.key") != key || f.issued(t) != 1 {
 		t.Errorf("enrolling a copied disk by force: %v", err)
 	}
@@ -461,7 +465,7 @@ func TestClearedTPM(t *testing.T) {
 		t.Fatalf("opening after the TPM was cleared: %v (%s)", err, hint.Of(err))
 	}
 	token := f.token(t, "gw-1")
-	if _, err := identity.Enroll(background, c, o, f.enroll, token, false); !errors.Is(err, tpm.ErrOwnerChanged) {
+	if _, err := identity.Enroll(background, c, o, f.enroll, identity.EnrollRequest{Token: token}); !errors.Is(err, tpm.ErrOwnerChanged) {
 		t.Errorf("enrolling without force: %v", err)
 	}
 
@@ -470,14 +474,14 @@ func TestClearedTPM(t *testing.T) {
 	cut := errors.New("cut")
 	broken := o
 	broken.FS = &failingFS{FS: disk.OS(), name: "identity.json.tmp", after: 1, err: cut}
-	if _, err := identity.Enroll(background, c, broken, f.enroll, token, true); !errors.Is(err, cut) {
+	if _, err := identity.Enroll(background, c, broken, f.enroll, identity.EnrollRequest{Token: token, Force: true}); !errors.Is(err, cut) {
 		t.Fatalf("a cut before the record: %v", err)
 	}
 	if f.issued(t) != 2 {
 		t.Fatalf("%d certificates at the cut", f.issued(t))
 	}
 	key := read(t, o.StateDir, "device.key")
-	result, err := identity.Enroll(background, c, o, f.enroll, token, true)
+	result, err := identity.Enroll(background, c, o, f.enroll, identity.EnrollRequest{Token: token, Force: true})
 	if err != nil || result.Already || read(t, o.StateDir, "device.key") != key || f.issued(t) != 2 {
 		t.Fatalf("the same token again: %+v, %v", result, err)
 	}

@@ -32,6 +32,7 @@ func (i *Identity) Run(ctx context.Context, e enroll.Config) error {
 	i.state.terms = e.Due
 	i.mu.Unlock()
 	r := &runner{Identity: i, enroll: e}
+	r.spreadStart()
 	for {
 		sleep := r.look(ctx)
 		timer := time.NewTimer(sleep)
@@ -45,6 +46,19 @@ func (i *Identity) Run(ctx context.Context, e enroll.Config) error {
 			ask.done <- r.renew(ctx, ask.rekey)
 		}
 		timer.Stop()
+	}
+}
+
+// spreadStart keeps a fleet whose power came back from asking all at once. Who is late already
+// does not wait.
+func (r *runner) spreadStart() {
+	c := r.newest()
+	now, _ := r.judge.now(c.leaf)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t := r.term(c); !t.expired(now) && now.Before(t.alarmAt()) {
+		first, _ := steps(t.life())
+		r.state.next = time.Now().Add(time.Duration(r.o.random() * float64(5*first)))
 	}
 }
 
@@ -83,6 +97,9 @@ func (i *Identity) Refused(fingerprint string, why error) {
 	var c *Credential
 	switch {
 	case i.staged != nil && i.staged.fingerprint == fingerprint:
+		if now.Before(i.state.reprove) {
+			break // one proof, one strike, however often the session tries
+		}
 		c = i.staged
 		i.state.strikes++
 		i.state.reprove = now.Add(backoff(i.term(c).life(), i.state.strikes, i.o.random()))
@@ -96,6 +113,16 @@ func (i *Identity) Refused(fingerprint string, why error) {
 	}
 	i.o.event(ctx, EventRefused, append(c.attrs(), slog.String("err", text(why)))...)
 	i.nudge()
+}
+
+// Accepted notes that a broker takes the certificate with this fingerprint, so that one which was
+// refused by mistake is not replaced, nor complained of.
+func (i *Identity) Accepted(fingerprint string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.current.fingerprint == fingerprint {
+		i.state.refused = false
+	}
 }
 
 // runner is Run's own: one goroutine.

@@ -84,7 +84,10 @@ func (i *Identity) findStaged(ctx context.Context) error {
 	}
 	c, err := i.credential(key, chain, text)
 	if err == nil {
-		err = i.supersedes(c, current)
+		err = i.follows(c, current)
+	}
+	if err == nil && c.leaf.NotBefore.Before(current.leaf.NotBefore) {
+		err = errors.New("the new certificate is older than the present one") // which was put in place later
 	}
 	if err != nil {
 		return errors.Join(err, i.dropCertificate())
@@ -96,8 +99,8 @@ func (i *Identity) findStaged(ctx context.Context) error {
 	return nil
 }
 
-// supersedes says why c cannot follow current, if it cannot.
-func (i *Identity) supersedes(c, current *Credential) error {
+// follows says why c cannot follow current, if it cannot.
+func (i *Identity) follows(c, current *Credential) error {
 	now, _ := i.judge.now(c.leaf)
 	switch have, want := c.leaf.Subject.CommonName, current.leaf.Subject.CommonName; {
 	case have != want:
@@ -106,8 +109,6 @@ func (i *Identity) supersedes(c, current *Credential) error {
 		return fmt.Errorf("the new certificate expired on %s", c.leaf.NotAfter.Format(time.DateOnly))
 	case c.fingerprint == current.fingerprint:
 		return errors.New("the new certificate is the present one")
-	case c.leaf.NotBefore.Before(current.leaf.NotBefore):
-		return errors.New("the new certificate is older than the present one")
 	}
 	return nil
 }
@@ -241,10 +242,7 @@ func (i *Identity) Reload(ctx context.Context) (changed bool, err error) {
 	if before != nil && before.inPlace && before.fingerprint == fresh.fingerprint {
 		return true, nil // to be proved once more
 	}
-	// Whoever puts a certificate in place may well choose an older one.
-	if err := i.supersedes(fresh, current); err != nil && !fresh.leaf.NotBefore.Before(current.leaf.NotBefore) {
-		return false, err
-	} else if have := fresh.leaf.Subject.CommonName; have != current.leaf.Subject.CommonName {
+	if err := i.follows(fresh, current); err != nil {
 		return false, err
 	}
 	fresh.inPlace = true

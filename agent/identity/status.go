@@ -93,6 +93,8 @@ func (i *Identity) Status() Status {
 	if f := i.factory; f != nil {
 		s.Factory = &FactoryStatus{f.Subject.CommonName, f.SerialNumber.Text(16), f.Issuer.CommonName, f.NotAfter}
 	}
+	i.opening.Lock()
+	defer i.opening.Unlock()
 	if i.device != nil {
 		s.TPM = &TPM{Health: i.health, Stats: i.device.Stats()}
 	}
@@ -114,7 +116,7 @@ func (i *Identity) renewalStatus(s *Status, now time.Time) {
 		last := *i.state.last
 		s.LastAttempt = &last
 	}
-	if wait := time.Until(i.state.next); i.state.failures > 0 && wait > 0 {
+	if wait := time.Until(i.state.next); i.state.last != nil && i.state.last.Error != "" && wait > 0 {
 		s.NextAttempt = i.o.Clock.Now().Add(wait).Round(time.Second)
 	}
 	switch t := i.term(i.current); {
@@ -129,18 +131,15 @@ func (i *Identity) renewalStatus(s *Status, now time.Time) {
 
 // clockNote says what the clocks are, where they differ.
 func (i *Identity) clockNote(leaf *x509.Certificate, now time.Time, clock string) string {
-	system := time.Now()
-	if system.Year() == i.o.Clock.Now().Year() {
-		system = i.o.Clock.Now()
-	}
+	system, floor := i.o.Clock.Now(), i.o.Clock.Floor()
 	switch {
 	case clock == ClockFloor:
 		return fmt.Sprintf("nobody vouches for the system's clock, and it says %s, when our certificate has expired; %s is the earliest time that it can be, and is used",
 			stamp(system), stamp(now))
-	case clock == ClockUntrusted && now.Sub(system) > jump:
-		return fmt.Sprintf("the system's clock says %s, which is past; %s is the earliest time that it can be, and is used", stamp(system), stamp(now))
+	case clock == ClockUntrusted && !system.After(floor):
+		return fmt.Sprintf("the system's clock stands before %s, which is past; %s is the earliest time that it can be, and is used", stamp(floor), stamp(now))
 	case clock == ClockTrusted && now.After(leaf.NotAfter):
-		return fmt.Sprintf("the system's clock is said to be right and says %s: a certificate that expired is not used for long", stamp(now))
+		return fmt.Sprintf("the system's clock is said to be right and says %s: our certificate has expired by it", stamp(now))
 	}
 	return ""
 }

@@ -78,7 +78,7 @@ func TestRotation(t *testing.T) {
 			t.Errorf("reloading the same certificate: %t, %v", changed, err)
 		}
 
-		if _, err := identity.Enroll(background, c, o, f.enroll, f.token(t, "gw-1"), true); err != nil {
+		if _, err := identity.Enroll(background, c, o, f.enroll, identity.EnrollRequest{Token: f.token(t, "gw-1"), Force: true}); err != nil {
 			t.Fatal(err)
 		}
 		if changed, err := i.Reload(background); !changed || err != nil {
