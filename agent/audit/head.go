@@ -127,17 +127,18 @@ func (w *writer) unannounced(key crypto.PublicKey) *Event {
 
 // sign signs the head of what is on disk.
 func (w *writer) sign(key crypto.Signer, device string, clock Clock) error {
-	return w.signFrom(key, device, clock, w.first())
+	return w.signFrom(key, device, clock, w.begins)
 }
 
 // signFrom signs a head that says that the log begins at first.
 func (w *writer) signFrom(key crypto.Signer, device string, clock Clock, first uint64) error {
 	h, err := w.storeHead(key, device, clock, first)
 	if err != nil {
-		w.refused = time.Now()
+		w.refused, w.refusal = time.Now(), err
 		return err
 	}
-	w.head, w.headKey, w.signedAt, w.refused = h, thumbprintOf(key.Public()), time.Now(), time.Time{}
+	w.head, w.headKey, w.signedAt = h, thumbprintOf(key.Public()), time.Now()
+	w.refused, w.refusal, w.begins = time.Time{}, nil, first
 	return nil
 }
 

@@ -87,10 +87,12 @@ func (w *writer) load() error {
 	if w.loaded {
 		return nil
 	}
-	if err := w.o.FS.MkdirAll(w.o.Dir, 0o700); err != nil {
-		return fmt.Errorf("opening the audit log: %w", err)
-	}
 	segments, err := list(w.o.FS, w.o.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = w.o.FS.MkdirAll(w.o.Dir, 0o700); err == nil {
+			err = w.o.FS.SyncDir(filepath.Dir(w.o.Dir))
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("opening the audit log: %w", err)
 	}
@@ -212,7 +214,7 @@ func (w *writer) readSegment(i int) (found bool, err error) {
 // compare holds the head against what was found, and says in the log itself what it does not prove.
 func (w *writer) compare(h head, headErr error, found, proved bool) error {
 	switch {
-	case headErr == nil && !proved:
+	case headErr == nil && (!proved || w.first() > h.First):
 		w.pending = append(w.pending, Event{Name: eventMissing, Attrs: []slog.Attr{
 			slog.Uint64("signed", h.Seq), slog.Uint64("last", w.last), slog.String("hash", w.lastHash.String()),
 		}})
@@ -230,7 +232,9 @@ func (w *writer) compare(h head, headErr error, found, proved bool) error {
 		}
 		w.pending = append(w.pending, Event{Name: eventHeadLost, Attrs: []slog.Attr{slog.Uint64("last", w.last), slog.String("err", why)}})
 	}
+	w.begins = w.first()
 	if headErr == nil {
+		w.begins = h.First
 		w.head, w.headKey = h, thumbprintOf(w.o.Key().Public())
 	}
 	return nil

@@ -251,7 +251,7 @@ func (l *Log) KeyChange(ctx context.Context, old, next crypto.Signer) error {
 		}
 	}
 	if err == nil {
-		_, err = l.w.storeHead(next, l.o.Device(), l.o.Clock, l.w.first())
+		_, err = l.w.storeHead(next, l.o.Device(), l.o.Clock, l.w.begins)
 	}
 	l.note(ctx, err)
 	if err != nil {
@@ -291,7 +291,7 @@ func (l *Log) note(ctx context.Context, err error) {
 	l.mu.Unlock()
 	switch {
 	case s.Problem != "" && was == "":
-		l.o.Log.LogAttrs(ctx, slog.LevelError, "audit log cannot be kept", slog.Any("err", err))
+		l.o.Log.LogAttrs(ctx, slog.LevelError, "audit log cannot be kept", slog.String("err", s.Problem))
 	case s.Problem == "" && was != "":
 		l.o.Log.LogAttrs(ctx, slog.LevelInfo, "audit log recovered")
 	}

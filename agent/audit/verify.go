@@ -290,7 +290,7 @@ func (v *verifier) own(l Line, at *Break) {
 		}
 	case eventHeadLost:
 		before := uint64(max(0, l.number("last")))
-		proved := slices.ContainsFunc(slices.Collect(maps.Values(v.heads)), func(h head) bool { return h.Seq == before || h.Seq < l.Seq && before <= h.Seq })
+		proved := slices.ContainsFunc(slices.Collect(maps.Values(v.heads)), func(h head) bool { return before <= h.Seq && h.Seq < l.Seq })
 		switch {
 		case proved: // by a former key
 		case before <= signLines:

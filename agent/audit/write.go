@@ -42,6 +42,8 @@ type writer struct {
 	unsigned  time.Time
 	signedAt  time.Time
 	refused   time.Time // when the key did not sign; zero: it did
+	refusal   error
+	begins    uint64 // where the log must begin, by the head
 }
 
 // write stores entries as lines, makes them durable, and returns how many it took: as many as one sync may cost. After
@@ -68,6 +70,9 @@ func (w *writer) write(batch []entry) (taken int, err error) {
 	}
 	if w.last == w.head.Seq {
 		w.unsigned = time.Now()
+	}
+	if w.begins == 0 {
+		w.begins = w.last + 1
 	}
 	w.last, w.lastHash = last, prev
 	return taken, w.shrink()
@@ -170,6 +175,7 @@ func (w *writer) shrink() error {
 			return err
 		}
 	}
+	w.begins = first
 	for range drop {
 		if err := w.o.FS.Remove(filepath.Join(w.o.Dir, w.segments[0].name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("removing the oldest part of the audit log: %w", err)
@@ -202,5 +208,9 @@ func (w *writer) closeFile() error {
 }
 
 func (w *writer) status() Status {
-	return Status{First: w.first(), Last: w.last, Signed: w.head.Seq, Hash: w.head.Hash}
+	s := Status{First: w.first(), Last: w.last, Signed: w.head.Seq, Hash: w.head.Hash}
+	if w.refusal != nil {
+		s.Problem = w.refusal.Error()
+	}
+	return s
 }
