@@ -273,16 +273,19 @@ type occupied struct{ objects, sessions int }
 
 func slotsAndSessions(t testing.TB, d *tpm.Device) occupied {
 	t.Helper()
-	count := func(first uint32) int {
-		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(d.TPM(background))
-		if err != nil {
-			t.Fatal(err)
-		}
-		list, err := rsp.CapabilityData.Data.Handles()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(list.Handle)
+	return occupied{len(handles(t, d, 0x80000000)), len(handles(t, d, 0x02000000))}
+}
+
+// handles lists those of one kind.
+func handles(t testing.TB, d *tpm.Device, first uint32) []tpm2.TPMHandle {
+	t.Helper()
+	rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: 64}.Execute(d.TPM(background))
+	if err != nil {
+		t.Fatal(err)
 	}
-	return occupied{count(0x80000000), count(0x02000000)}
+	list, err := rsp.CapabilityData.Data.Handles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.Handle
 }

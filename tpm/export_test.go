@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"context"
+	"crypto"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -72,3 +73,22 @@ func (f *KeyFile) Attributes() tpm2.TPMAObject { return f.public.ObjectAttribute
 
 // CharDevice is the descriptor of a file that is open already.
 func CharDevice(fd int) Descriptor { return charDevice(fd) }
+
+// AKTemplate is the attestation key's.
+func AKTemplate() tpm2.TPMTPublic { return akTemplate() }
+
+// HighTemplates are those of the endorsement keys of the high range, P-256 and RSA.
+func HighTemplates() (p256, rsa tpm2.TPMTPublic) { return ekKinds()[1].template, highRSA() }
+
+// TrimCertificate and CertifiedKey read endorsement certificates.
+func TrimCertificate(data []byte) ([]byte, error) { return trimCertificate(data) }
+
+func CertifiedKey(der []byte) (crypto.PublicKey, error) {
+	key, _, err := certifiedKey(der)
+	return key, err
+}
+
+// Policies are the three of the EK Credential Profile.
+func Policies(hash tpm2.TPMIAlgHash) (a, b, c []byte) {
+	return policyA(hash), policyB(hash), policyC(hash)
+}
