@@ -209,7 +209,12 @@ type world struct {
 func newWorld() *world {
 	w := &world{disk: disktest.New(), clock: &testClock{}, log: &testLog{}, changes: make(chan struct{}, 100)}
 	w.Options = Options{FS: w.disk, StateDir: "state", Clock: w.clock, Log: slog.New(slog.NewTextHandler(w.log, nil)),
-		Changed: func() { w.changes <- struct{}{} }}
+		Changed: func() {
+			select {
+			case w.changes <- struct{}{}:
+			default:
+			}
+		}}
 	_ = w.disk.MkdirAll("state", 0o700)
 	_ = w.disk.SyncDir(".")
 	return w

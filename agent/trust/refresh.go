@@ -107,7 +107,7 @@ func (s *source) adopt(l *list, signers []*list) []*list {
 		}
 		if l.older(k) {
 			s.err, s.tag = errors.New("the list is older than the one that is held"), ""
-		} else if k.older(l) {
+		} else if k.older(l) || !bytes.Equal(k.data, l.data) {
 			s.kept[slices.Index(s.kept, k)] = l
 			signers[i], s.dirty = l, true
 		}

@@ -358,7 +358,7 @@ func (v *Revocation) byLists(c, issuer *x509.Certificate) finding {
 	for _, s := range v.sources {
 		for _, l := range s.believed(issuer) {
 			if l.revoked(serial) {
-				return finding{result: ResultRevoked, why: fmt.Sprintf("it is in the CRL of %q", issuer.Subject.String())}
+				return finding{result: ResultRevoked, why: fmt.Sprintf("it was revoked, says the CRL of %q", issuer.Subject.String())}
 			}
 			if !l.covers(c) || found.result == ResultGood {
 				continue
