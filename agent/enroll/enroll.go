@@ -83,6 +83,8 @@ type Request struct {
 	Attest Attester
 	// Roots are the authorities that the service must chain to; nil: Config.Roots.
 	Roots *x509.CertPool
+	// Verify judges a service whose chain crypto/tls has verified; nil: nobody does.
+	Verify func(tls.ConnectionState) error
 	// Now is the time that the service's certificate is judged by; nil: time.Now.
 	Now func() time.Time
 }
@@ -193,7 +195,7 @@ func options(c Config, r Request, service string, present *tls.Certificate) (pee
 	}
 	proxy, err := c.proxy()
 	return peer.Options{
-		Service: service, Roots: r.Roots, Present: present, Now: r.Now, Timeout: c.Timeout.Std(), Proxy: proxy,
+		Service: service, Roots: r.Roots, Present: present, Verify: r.Verify, Now: r.Now, Timeout: c.Timeout.Std(), Proxy: proxy,
 	}, err
 }
 

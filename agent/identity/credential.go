@@ -62,6 +62,9 @@ func newCredential(key crypto.Signer, chain []*x509.Certificate, now func() time
 // Leaf returns the device's own certificate.
 func (c *Credential) Leaf() *x509.Certificate { return c.leaf }
 
+// Key returns the key that the certificate is for.
+func (c *Credential) Key() crypto.Signer { return c.certificate.PrivateKey.(crypto.Signer) }
+
 // Fingerprint returns the SHA-256 of the leaf in hex.
 func (c *Credential) Fingerprint() string { return c.fingerprint }
 

@@ -13,6 +13,7 @@ package identity
 import (
 	"context"
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"log/slog"
@@ -50,6 +51,9 @@ type Options struct {
 	Clock Clock
 	// Roots are the authorities of the registrar; nil: those of enroll.roots.
 	Roots func() (*x509.CertPool, error)
+	// Verify is told of every connection to the registrar whose chain crypto/tls has verified;
+	// an error refuses it. nil: nobody is.
+	Verify func(tls.ConnectionState) error
 	// Changed is told that a certificate is staged, or is to be proved once more: the session
 	// rotates. nil: nobody is.
 	Changed func()

@@ -66,7 +66,7 @@ func (i *Identity) judged(r order) *x509.Certificate {
 
 func (i *Identity) ask(ctx context.Context, e enroll.Config, r order, now func() time.Time) (enroll.Result, error) {
 	request := enroll.Request{
-		Token: r.token, Device: r.device, Purpose: r.purpose, Attest: attesterOf(r.key), Now: now,
+		Token: r.token, Device: r.device, Purpose: r.purpose, Attest: attesterOf(r.key), Now: now, Verify: i.o.Verify,
 		CSR: func(device string) ([]byte, error) { return request(r.key, device) },
 		CSRLike: func(template *x509.CertificateRequest) ([]byte, error) {
 			return x509.CreateCertificateRequest(rand.Reader, template, r.key)

@@ -39,6 +39,8 @@ type Options struct {
 	Roots *x509.CertPool
 	// Present is the certificate shown in TLS; nil: none.
 	Present *tls.Certificate
+	// Verify judges it after crypto/tls has; nil: nobody does.
+	Verify func(tls.ConnectionState) error
 	// Now is the time that its certificate is judged by; nil: time.Now.
 	Now func() time.Time
 	// Timeout is that of one question; 0: DefaultTimeout.
@@ -79,7 +81,7 @@ func New(address string, o Options) (*Client, error) {
 	if timeout <= 0 {
 		timeout = DefaultTimeout
 	}
-	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots, Time: o.Now}
+	settings := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: o.Roots, Time: o.Now, VerifyConnection: o.Verify}
 	if o.Present != nil {
 		// Always shown: Certificates would show none to a service that does not list our
 		// authority, and the refusal would not say what was missing.
