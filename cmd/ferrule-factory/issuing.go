@@ -48,7 +48,7 @@ func (o issuingOptions) open(usage string, command []string) (registrar.Config, 
 	if c.TPMs, err = o.verifier(); err != nil {
 		return c, err
 	}
-	c.Issuer, c.Roots, err = o.back.open(command, o.factory)
+	c.Issuer, c.Roots, err = o.back.open(command)
 	return c, err
 }
 

@@ -55,6 +55,10 @@ func table() []command {
 		{"registrar", "[-- COMMAND]", "check the evidence of devices and hand out their certificates", registrarFlags, runRegistrar},
 		{"devices", "DIR [ID]", "list devices, their TPMs and certificates; or all of one", jsonFlag, runDevices},
 		{"revoke", "DIR DEVICE|SERIAL", "take certificates back, and write the list for brokers", revokeFlags, runRevoke},
+		{"batch plan", "DEVICES.csv DIR", "make the orders of devices that are enrolled by files; safe to run again", jsonFlag, runBatchPlan},
+		{"batch issue", "DIR [-- COMMAND]", "check the evidence that came back, and write the deliveries; safe to run again", issuingFlags, runBatchIssue},
+		{"batch status", "DIR", "how far each device of a batch is", jsonFlag, runBatchStatus},
+		{"labels", "RECORDS.jsonl", "print labels with QR codes, an HTML page for A4 sheets of 3 × 8", jsonFlag, runLabels},
 		{"records", "DIR", "print one JSON line for every certificate issued", jsonFlag, runRecords},
 	}
 }

@@ -81,9 +81,9 @@ func (r *Registrar) byCertificate(chain []*x509.Certificate, claimed string, now
 	roots := r.FactoryRoots
 	switch {
 	case own != nil && own.Factory:
-		roots = r.Roots
+		roots = r.known
 	case own != nil:
-		roots, e.basis = r.Roots, records.ByCertificate(own.Serial)
+		roots, e.basis = r.known, records.ByCertificate(own.Serial)
 	case roots == nil:
 		return entitlement{}, notEntitled("the certificate is not on record here", fmt.Errorf("a certificate of %s that is not on record: %.16s…", device, fingerprint))
 	}

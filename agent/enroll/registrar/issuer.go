@@ -20,6 +20,28 @@ type Request struct {
 	Life    time.Duration
 	Factory bool
 	EK      string // SHA-256 of the endorsement key, hex; "" where there is no TPM
+	Purpose Purpose
+}
+
+// Purpose is why a certificate is asked for.
+type Purpose string
+
+// First is by a token, an order or a factory certificate, Renew by the certificate before, Return
+// by the TPM alone.
+const (
+	First  Purpose = "first"
+	Renew  Purpose = "renew"
+	Return Purpose = "return"
+)
+
+func purposeOf(b records.Basis) Purpose {
+	switch {
+	case b == records.Return:
+		return Return
+	case b.Renewal():
+		return Renew
+	}
+	return First
 }
 
 // Issuer makes certificates: the CA in a directory, or one behind. It may be asked again for
@@ -27,19 +49,10 @@ type Request struct {
 type Issuer interface {
 	// Name is for records.
 	Name() string
-	// Issue returns the chain, PEM, the device's certificate first. A *Later says that somebody
-	// has to decide first.
-	Issue(ctx context.Context, q Request) (chain []byte, err error)
+	// Issue returns the chain, the device's certificate first. A *peer.Later says that somebody has
+	// to decide first. It is not believed: the registrar checks the chain.
+	Issue(ctx context.Context, q Request) (chain []*x509.Certificate, err error)
 }
-
-// Later says that a back end wants to be asked again.
-type Later struct {
-	After time.Duration
-	Err   error
-}
-
-func (l *Later) Error() string { return l.Err.Error() }
-func (l *Later) Unwrap() error { return l.Err }
 
 // LocalName is the issuer of certificates of the CA in the registrar's own directory.
 const LocalName = "local"
@@ -48,14 +61,13 @@ type local struct{ ca *ca.CA }
 
 func (l *local) Name() string { return LocalName }
 
-func (l *local) Issue(_ context.Context, q Request) ([]byte, error) {
-	chain, _, err := l.ca.Device(ca.Leaf{Device: q.Device, Key: q.CSR.PublicKey, Life: q.Life, Factory: q.Factory, EK: q.EK})
-	return chain, err
+func (l *local) Issue(_ context.Context, q Request) ([]*x509.Certificate, error) {
+	return l.ca.Device(ca.Leaf{Device: q.Device, Key: q.CSR.PublicKey, Life: q.Life, Factory: q.Factory, EK: q.EK})
 }
 
 // Bounds of what an issuer may give.
 const (
-	maxChainBytes = 32 << 10
+	maxChainBytes = 24 << 10 // in an answer of wire.MaxBody
 	maxChain      = 8
 	leastValid    = time.Hour // what lives shorter is gone before it is renewed
 	clockLeeway   = 5 * time.Minute
@@ -63,15 +75,13 @@ const (
 
 // obtain asks the issuer and believes nothing that comes back before it was checked.
 func (r *Registrar) obtain(ctx context.Context, e entitlement, x *examined) (records.Certificate, error) {
-	text, err := r.Issuer.Issue(ctx, Request{Device: e.device, CSR: x.csr, Life: r.Life, Factory: r.Factory, EK: x.ek})
+	chain, err := r.Issuer.Issue(ctx, Request{
+		Device: e.device, CSR: x.csr, Life: r.Life, Factory: r.Factory, EK: x.ek, Purpose: purposeOf(e.basis),
+	})
 	if err != nil {
 		return records.Certificate{}, err
 	}
-	chain, err := parseChain(text)
-	if err == nil {
-		err = r.inspect(chain, e.device, x.csr.PublicKey)
-	}
-	if err != nil {
+	if err := r.inspect(chain, e.device, x.csr.PublicKey); err != nil {
 		return records.Certificate{}, fmt.Errorf("checking what it issued: %w", err)
 	}
 	leaf := chain[0]
@@ -82,33 +92,11 @@ func (r *Registrar) obtain(ctx context.Context, e entitlement, x *examined) (rec
 	}, nil
 }
 
-func parseChain(text []byte) ([]*x509.Certificate, error) {
-	if len(text) > maxChainBytes {
-		return nil, fmt.Errorf("a chain of %d bytes", len(text))
-	}
-	var chain []*x509.Certificate
-	for rest := text; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("a %q among the certificates", block.Type)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("reading certificate %d: %w", len(chain)+1, err)
-		}
-		chain = append(chain, c)
-	}
-	if len(chain) == 0 || len(chain) > maxChain {
-		return nil, fmt.Errorf("a chain of %d certificates", len(chain))
-	}
-	return chain, nil
-}
-
 // inspect checks a chain for a device's key: names, usage, validity and where it leads.
 func (r *Registrar) inspect(chain []*x509.Certificate, device string, key crypto.PublicKey) error {
+	if len(chain) == 0 || len(chain) > maxChain || len(encode(chain)) > maxChainBytes {
+		return fmt.Errorf("a chain of %d certificates, %d bytes", len(chain), len(encode(chain)))
+	}
 	leaf, now := chain[0], time.Now()
 	public, ok := leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool })
 	switch {

@@ -2,6 +2,8 @@ package registrar
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
 	"errors"
@@ -16,15 +18,32 @@ import (
 // MaxCollected bounds the file of a Collected, in bytes.
 const MaxCollected = wire.MaxBody
 
-// Order makes the order of one device: what it is asked for, and what entitles it.
-func Order(device string, nonce []byte) (wire.Order, error) {
+// NewOrder makes the order of one device. Like a token it entitles to one certificate for one
+// key: whoever can put an order among those of a batch can have a certificate.
+func NewOrder(device string) (wire.Order, error) {
 	if err := records.CheckDevice(device); err != nil {
 		return wire.Order{}, err
 	}
-	if len(nonce) != nonceBytes {
-		return wire.Order{}, fmt.Errorf("a nonce of %d bytes", len(nonce))
+	nonce := make([]byte, nonceBytes)
+	_, err := rand.Read(nonce)
+	return wire.Order{Version: wire.Version, Device: device, Nonce: nonce}, err
+}
+
+// ReadOrder reads the order of device as NewOrder made it.
+func ReadOrder(device string, text []byte) (wire.Order, error) {
+	var o wire.Order
+	if err := json.Unmarshal(text, &o); err != nil {
+		return o, fmt.Errorf("reading the order: %w", err)
 	}
-	return wire.Order{Version: wire.Version, Device: device, Nonce: nonce}, nil
+	switch {
+	case o.Version != wire.Version:
+		return o, fmt.Errorf("the order is of version %d, and %d is known", o.Version, wire.Version)
+	case o.Device != device || records.CheckDevice(device) != nil:
+		return o, fmt.Errorf("the order is for device %q", o.Device)
+	case len(o.Nonce) != nonceBytes:
+		return o, fmt.Errorf("the order has a nonce of %d bytes", len(o.Nonce))
+	}
+	return o, nil
 }
 
 // Deliver answers what a device collected for an order of ours, given out at added: its
@@ -57,7 +76,8 @@ func (r *Registrar) Deliver(ctx context.Context, order wire.Order, added time.Ti
 	if err != nil {
 		return wire.Delivery{}, internal(err)
 	}
-	return wire.Delivery{Version: wire.Version, Device: order.Device, Serial: c.Serial,
+	sum := sha256.Sum256(text)
+	return wire.Delivery{Version: wire.Version, Device: order.Device, Serial: c.Serial, Evidence: sum[:],
 		Challenge: wire.Item{Kind: wire.KindCredential, Data: challenge}, Sealed: sealed}, nil
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"encoding/json"
 
+	"ferrule/agent/enroll/peer"
 	"ferrule/agent/enroll/registrar/ca"
 	"ferrule/agent/enroll/registrar/records"
 	"ferrule/agent/enroll/wire"
@@ -63,6 +64,7 @@ type Config struct {
 // Registrar serves enrollments. New starts nothing; Serve does.
 type Registrar struct {
 	Config
+	known    *x509.CertPool // where the chains of certificates on record lead: to Roots, or to the CA of a time before
 	check    func(attest.Evidence, attest.Claim, func(ek string) bool) (proof, error)
 	sessions *sessions
 	log      *slog.Logger
@@ -80,7 +82,8 @@ func New(c Config, log *slog.Logger) *Registrar {
 	if c.Life == 0 {
 		c.Life = ca.DeviceLife
 	}
-	r := &Registrar{Config: c, sessions: newSessions(), log: log}
+	r := &Registrar{Config: c, known: c.Roots.Clone(), sessions: newSessions(), log: log}
+	r.known.AddCert(c.CA.Root())
 	r.check = r.verify
 	return r
 }
@@ -183,7 +186,7 @@ func refuse(w http.ResponseWriter, refused *wire.Error) {
 	status := statusOf(refused.Code)
 	if status >= http.StatusInternalServerError {
 		after := retryAfter
-		if later, ok := errors.AsType[*Later](refused.Cause); ok && later.After > 0 {
+		if later, ok := errors.AsType[*peer.Later](refused.Cause); ok && later.After > 0 {
 			after = later.After
 		}
 		w.Header().Set("Retry-After", strconv.Itoa(int(after/time.Second)))

@@ -105,9 +105,11 @@ type Collected struct {
 
 // Delivery is what the registrar gives for a Collected.
 type Delivery struct {
-	Version   int    `json:"version"`
-	Device    string `json:"device"`
-	Serial    string `json:"serial"`
+	Version int    `json:"version"`
+	Device  string `json:"device"`
+	Serial  string `json:"serial"`
+	// Evidence is the SHA-256 of the file of the Collected that this answers.
+	Evidence  []byte `json:"evidence"`
 	Challenge Item   `json:"challenge"`
 	// Sealed is the chain, PEM, sealed by tpm/attest.Claim.Seal.
 	Sealed []byte `json:"sealed"`

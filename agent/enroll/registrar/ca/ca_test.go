@@ -98,7 +98,7 @@ func TestRootKeyKeptElsewhere(t *testing.T) {
 	}
 	if c, err := ca.Open(disk.OS(), dir); err != nil {
 		t.Error(err)
-	} else if _, _, err := c.Device(leafFor(request(t, key(t), "gw-1"))); err != nil {
+	} else if _, err := c.Device(leafFor(request(t, key(t), "gw-1"))); err != nil {
 		t.Errorf("a device's certificate without the root's key: %v", err)
 	}
 	sameFiles(t, contents(t, dir), before)
@@ -223,12 +223,13 @@ func TestOpensslReadsRequestsAndVerifiesChains(t *testing.T) {
 	if out := openssl(t, "req", "-in", csrFile, "-verify", "-noout", "-subject"); !strings.Contains(out, "CN = gw-1") && !strings.Contains(out, "CN=gw-1") {
 		t.Errorf("openssl read %q", out)
 	}
-	chain, leaf, err := c.Device(leafFor(csr))
+	chain, err := c.Device(leafFor(csr))
 	if err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(dir, "gw-1.crt")
-	write(t, file, chain)
+	leaf := chain[0]
+	write(t, file, encode(chain))
 	root := filepath.Join(dir, "root.crt")
 	openssl(t, "verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", root, "-untrusted", file, file)
 	openssl(t, "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "localhost", "-CAfile", root, filepath.Join(dir, "broker.crt"))
@@ -254,14 +255,22 @@ func TestExtensionsOfARequestAreNotCopied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, leaf, err := c.Device(leafFor(csr))
+	chain, err := c.Device(leafFor(csr))
 	if err != nil {
 		t.Fatal(err)
 	}
+	leaf := chain[0]
 	if leaf.IsCA || len(leaf.DNSNames) > 0 || len(leaf.ExtKeyUsage) != 1 || leaf.ExtKeyUsage[0] != x509.ExtKeyUsageClientAuth ||
 		leaf.KeyUsage != x509.KeyUsageDigitalSignature {
 		t.Errorf("the certificate has what its request asked for: %+v", leaf)
 	}
+}
+
+func encode(chain []*x509.Certificate) (text []byte) {
+	for _, c := range chain {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return text
 }
 
 func leafFor(csr *x509.CertificateRequest) ca.Leaf {

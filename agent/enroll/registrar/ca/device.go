@@ -6,7 +6,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"net/url"
 	"time"
@@ -38,31 +37,30 @@ var (
 )
 
 // Device signs the certificate of a device. Nothing of a request but its public key comes in
-// here. It never outlives the CA, whose end would be its end all the same. The chain is PEM:
-// the certificate, then the device CA.
-func (c *CA) Device(l Leaf) (chain []byte, leaf *x509.Certificate, err error) {
+// here. It never outlives the CA, whose end would be its end all the same. The chain is the
+// certificate, then the device CA.
+func (c *CA) Device(l Leaf) (chain []*x509.Certificate, err error) {
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: l.Device},
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	urn := url.URL{Scheme: "urn", Opaque: "ferrule:device:" + url.PathEscape(l.Device)}
-	if names, err := altNames(urn.String(), l); err != nil {
-		return nil, nil, fmt.Errorf("naming %s: %w", l.Device, err)
-	} else {
-		template.ExtraExtensions = []pkix.Extension{names}
+	names, err := altNames(urn.String(), l)
+	if err != nil {
+		return nil, fmt.Errorf("naming %s: %w", l.Device, err)
 	}
+	template.ExtraExtensions = []pkix.Extension{names}
 	life := min(l.Life, time.Until(c.device.certificate.NotAfter))
 	der, err := sign(template, c.device.certificate, l.Key, c.device.key, life)
 	if err != nil {
-		return nil, nil, fmt.Errorf("signing the certificate of %s: %w", l.Device, err)
+		return nil, fmt.Errorf("signing the certificate of %s: %w", l.Device, err)
 	}
-	if leaf, err = x509.ParseCertificate(der); err != nil {
-		return nil, nil, fmt.Errorf("signing the certificate of %s: %w", l.Device, err)
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("signing the certificate of %s: %w", l.Device, err)
 	}
-	chain = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.device.certificate.Raw})...)
-	return chain, leaf, nil
+	return []*x509.Certificate{leaf, c.device.certificate}, nil
 }
 
 // hardwareModule is the HardwareModuleName of RFC 4108, 5.
