@@ -78,8 +78,10 @@ func chipOf(sets []attributeSET) (c chip, err error) {
 			return chip{}, fmt.Errorf("attribute %v.%d is missing", arcTPM, i+1)
 		}
 	}
-	c.manufacturer, err = vendor(c.manufacturer)
-	return c, err
+	if c.manufacturer, err = vendor(c.manufacturer); err != nil {
+		return chip{}, err
+	}
+	return c, nil
 }
 
 // text takes what is short and can be printed anywhere.
