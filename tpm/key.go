@@ -284,6 +284,10 @@ func (k *Key) settle(c *call, failed *place, srk tpm2.TPM2BName) (*place, error)
 			return found, err
 		}
 	}
+	madeRoom := at != nil && at.gone
+	if at != nil {
+		at.gone = true
+	}
 	h, err := k.d.loadObject(c, k.file, srk)
 	if err != nil {
 		return nil, err
@@ -292,7 +296,7 @@ func (k *Key) settle(c *call, failed *place, srk tpm2.TPM2BName) (*place, error)
 	now := &place{handle: h, gen: c.gen}
 	k.at.Store(now)
 	if at != nil {
-		k.d.log.LogAttrs(c.ctx, level(at.gone), "tpm key loaded again", slog.Uint64("generation", c.gen))
+		k.d.log.LogAttrs(c.ctx, level(madeRoom), "tpm key loaded again", slog.Uint64("generation", c.gen))
 	}
 	return now, nil
 }
