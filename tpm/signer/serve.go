@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode/utf8"
 )
 
 // Limits of Serve.
@@ -179,9 +180,12 @@ func (s *server) perform(ctx context.Context, q request) (flags byte, body []byt
 // errorText is cut at a character's end.
 func errorText(err error) []byte {
 	text := escape(err.Error())
-	for len(text) > maxBody {
-		runes := []rune(text)
-		text = string(runes[:min(len(runes)-1, maxBody)])
+	if len(text) > maxBody {
+		end := maxBody
+		for !utf8.RuneStart(text[end]) {
+			end--
+		}
+		text = text[:end]
 	}
 	return []byte(text)
 }
