@@ -117,7 +117,7 @@ const (
 	firstPause = time.Second
 	// patience is how long a service that says when to ask again is waited for, with the very
 	// same request in hand (RFC 7030, 4.2.3).
-	patience = time.Minute
+	patience = 30 * time.Second
 )
 
 // method is one way to a certificate. try is called again after what may be a passing fault, and
@@ -128,7 +128,7 @@ type method interface {
 }
 
 // Enroll carries out one enrollment. It tries again by itself what may be a passing fault of the
-// network, for some seconds, and waits up to a minute in all for a service that says how long it
+// network, for some seconds, and waits up to half a minute in all for a service that says how long it
 // will take.
 func Enroll(ctx context.Context, c Config, r Request) (Result, error) {
 	m, err := open(c, r)

@@ -327,12 +327,14 @@ func TestStepRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, change := range map[string]func(*enroll.Request, *enroll.Config){
-		"token twice":         func(r *enroll.Request, _ *enroll.Config) { r.Token = used },
-		"token for another":   func(r *enroll.Request, _ *enroll.Config) { r.Token, r.Device = stepToken(t, server), "gw-2" },
-		"no token":            func(r *enroll.Request, _ *enroll.Config) { r.Token = "rubbish" },
-		"factory unknown":     func(r *enroll.Request, _ *enroll.Config) { r.Present = &stranger.TLS },
-		"factory expired":     func(r *enroll.Request, _ *enroll.Config) { r.Present = &expired.TLS },
-		"provisioner unknown": func(r *enroll.Request, c *enroll.Config) { r.Present, c.Provisioner = &deviceOf(t, factory, "gw-1").TLS, "nobody" },
+		"token twice":       func(r *enroll.Request, _ *enroll.Config) { r.Token = used },
+		"token for another": func(r *enroll.Request, _ *enroll.Config) { r.Token, r.Device = stepToken(t, server), "gw-2" },
+		"no token":          func(r *enroll.Request, _ *enroll.Config) { r.Token = "rubbish" },
+		"factory unknown":   func(r *enroll.Request, _ *enroll.Config) { r.Present = &stranger.TLS },
+		"factory expired":   func(r *enroll.Request, _ *enroll.Config) { r.Present = &expired.TLS },
+		"provisioner unknown": func(r *enroll.Request, c *enroll.Config) {
+			r.Present, c.Provisioner = &deviceOf(t, factory, "gw-1").TLS, "nobody"
+		},
 		"renewing a stranger": func(r *enroll.Request, _ *enroll.Config) { r.Purpose, r.Present = enroll.Renew, &stranger.TLS },
 		"renewing too late":   func(r *enroll.Request, _ *enroll.Config) { r.Purpose, r.Present = enroll.Renew, &expired.TLS },
 	} {
