@@ -56,7 +56,7 @@ func FuzzAnswer(f *testing.F) {
 		}
 		if a.status != 0 {
 			text := statusError(a).Error()
-			if strings.ContainsAny(text, "\x1b\n\r\x00\x9b") || len(text) > maxBody+100 {
+			if strings.ContainsAny(text, "\x1b\n\r\x00\u009b") || len(text) > maxBody+100 {
 				t.Fatalf("text %q", text)
 			}
 		}
