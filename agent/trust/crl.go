@@ -179,7 +179,8 @@ func (l *list) entries(entries der) error {
 		if !ok || len(serial) > maxSerial {
 			return errDER
 		}
-		if _, ok := entry.time(); !ok {
+		// When it was revoked is of no interest; the time is walked over.
+		if tag, when, _, ok := entry.next(); !ok || tag != tagUTCTime && tag != tagTime || len(when) < 13 {
 			return errDER
 		}
 		ok = len(entry) == 0 || entry.extensions(func(oid string, critical bool, _ der) bool {

@@ -3,8 +3,10 @@ package trust
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
+	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -13,8 +15,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"crypto/x509"
 
 	"ferrule/internal/disk/disktest"
 )
@@ -127,6 +127,7 @@ func TestListsThatSomebodySlipsIn(t *testing.T) {
 		f := newFetching(t, PolicySoft)
 		defer func() { f.stop() }()
 		before := f.site.lists[issuingURL]
+		synctest.Wait()
 		expect(t, f.Revocation, f.pki, nil, "", "")
 		time.Sleep(time.Second)
 		f.site.set(issuingURL, f.pki.issuing.revoke(t, nil, f.pki.broker.SerialNumber), nil)
@@ -156,6 +157,7 @@ func TestFetchesAreSpreadAndBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFetching(t, PolicySoft)
 		defer func() { f.stop() }()
+		synctest.Wait()
 		expect(t, f.Revocation, f.pki, nil, "", "")
 		synctest.Wait()
 		written := f.disk.Written()
@@ -194,6 +196,7 @@ func TestListsAreFetchedBeforeTheyRunOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFetching(t, PolicyHard)
 		defer func() { f.stop() }()
+		synctest.Wait()
 		expect(t, f.Revocation, f.pki, nil, "", "")
 		short := func(l *x509.RevocationList) { l.NextUpdate = time.Now().Add(time.Hour) }
 		f.site.Lock()
@@ -255,8 +258,6 @@ func TestProofsThatEnd(t *testing.T) {
 
 func TestFilesThatChange(t *testing.T) {
 	p, w := newPKI(t), newWorld()
-	dir := files(t, map[string][]byte{"a.crl": p.root.revoke(t, nil), "b.crl": p.issuing.revoke(t, nil)})
-	_ = dir
 	v := revocation(t, w, PolicyHard, p.root.revoke(t, nil), p.issuing.revoke(t, nil))
 	expect(t, v, p, nil, "", "")
 	put(w.disk, "list-b", p.issuing.revoke(t, nil, p.broker.SerialNumber))
@@ -272,7 +273,6 @@ func TestFilesThatChange(t *testing.T) {
 	if st := v.Status().Lists[1]; st.Failures != 1 || st.Entries != 1 {
 		t.Errorf("%+v", st)
 	}
-	w.clock.now = time.Now()
 }
 
 func TestStoredListsOverPowerCutsAndDamage(t *testing.T) {
@@ -369,7 +369,9 @@ func TestHTTP(t *testing.T) {
 	if _, _, err := fetch(ctx, server.URL+"/slow", ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
-	secure := httptest.NewTLSServer(mux)
+	secure := httptest.NewUnstartedServer(mux)
+	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	secure.StartTLS()
 	defer secure.Close()
 	if _, _, err := fetch(t.Context(), secure.URL+"/etag", ""); err == nil {
 		t.Error("an unknown authority was believed")
