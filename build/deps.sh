@@ -24,6 +24,7 @@ tests=(
   gcc libc6-dev     # builds that unit, and the race detector's runtime
   binutils          # readelf: are the cross-built binaries static?
   qemu-user-static  # runs the ARM builds
+  softhsm2          # a PKCS #11 token in software
   strace            # kills a process at a chosen system call
   procps            # ps
 )
