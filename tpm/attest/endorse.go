@@ -23,7 +23,7 @@ var (
 )
 
 const (
-	hintIssuer   = "if this maker's chips are to be trusted, add the root and the intermediates that the maker publishes"
+	hintIssuer   = "if this maker's chips are to be trusted, add the root that the maker publishes, and the authorities below it, to --tpm-roots"
 	hintNone     = "chips without a certificate are taken only with --trust-ek-on-first-use; the record then says so"
 	hintValidity = "compare the clock of this machine with the dates of the certificate"
 )

@@ -11,7 +11,7 @@ import "fmt"
 //	size                     a part is larger than any true one
 //	evidence-form            the item is not the JSON of an Evidence, or a part is missing
 //
-//	key-form, ak-form, ek-form                  not one TPMT_PUBLIC, without a byte left over
+//	key-form, ak-form, ek-form                  not one TPMT_PUBLIC of an ECC or RSA key, or a byte is left over
 //	key-type, ak-type, ek-type                  the algorithm, curve, length or name algorithm is another
 //	key-attributes, ak-attributes, ek-attributes    an attribute bit differs from the template
 //	key-policy, ak-policy, ek-policy            the policy differs from the template

@@ -326,14 +326,29 @@ func (s *softTPM) activate(c Challenge, ak []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain := make([]byte, len(encrypted))
-	cipher.NewCFBDecrypter(block, make([]byte, block.BlockSize())).XORKeyStream(plain, encrypted) //nolint:staticcheck // what TPMs use
+	plain := decryptCFB(block, encrypted)
 	r = reader{b: plain}
 	secret := r.sized(64)
 	if !r.done() {
 		return nil, errors.New("TPM_RC_SIZE")
 	}
 	return secret, nil
+}
+
+// decryptCFB is AES-CFB with an IV of zeros, as TPMs use it; crypto/cipher has given it up.
+func decryptCFB(block cipher.Block, b []byte) []byte {
+	plain := make([]byte, len(b))
+	mask, previous := make([]byte, block.BlockSize()), make([]byte, block.BlockSize())
+	for i := range b {
+		if i%len(mask) == 0 {
+			if i > 0 {
+				copy(previous, b[i-len(mask):i])
+			}
+			block.Encrypt(mask, previous)
+		}
+		plain[i] = b[i] ^ mask[i%len(mask)]
+	}
+	return plain
 }
 
 func (s *softTPM) seed(secret []byte, hash crypto.Hash) ([]byte, error) {
