@@ -13,7 +13,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -760,8 +762,13 @@ func TestAppendNeverWaits(t *testing.T) {
 		}
 		whole(t, w.verify(t))
 		text, _ := d.Content(segmentsOf(d)[0])
-		if !bytes.Contains(text, fmt.Appendf(nil, `"event":"audit.lost","fields":{"lines":%d}`, lost)) {
-			t.Errorf("the log does not say that %d lines are lost", lost)
+		told := 0
+		for _, m := range regexp.MustCompile(`"event":"audit.lost","fields":{"lines":(\d+)}`).FindAllSubmatch(text, -1) {
+			n, _ := strconv.Atoi(string(m[1]))
+			told += n
+		}
+		if told != lost {
+			t.Errorf("%d lines are lost; the log says %d", lost, told)
 		}
 	})
 }
@@ -812,38 +819,4 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%+v passes", c)
 		}
 	}
-}
-
-// FuzzVerify gives a folder of rubbish to Verify and to a start.
-func FuzzVerify(f *testing.F) {
-	d := disktest.New()
-	key := newSigner(f)
-	sample(f, &world{disk: d, key: key, conf: audit.Default()}, 1, 3)
-	text, _ := d.Content(segmentsOf(d)[0])
-	signed, _ := d.Content(headsOf(d)[0])
-	headName := headsOf(d)[0]
-	f.Add(text, signed)
-	f.Add(text[:len(text)-7], signed)
-	f.Add([]byte("{\"seq\":1}\n\n"), []byte("..."))
-	f.Fuzz(func(t *testing.T, text, signed []byte) {
-		d := disktest.New()
-		if err := d.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		for name, data := range map[string][]byte{dir + "/audit-0000000001.jsonl": text, headName: signed} {
-			file, err := d.OpenFile(name, 0o102, 0o600)
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, _ = file.Write(data)
-			_ = file.Close()
-		}
-		w := &world{disk: d, key: key, conf: audit.Default()}
-		before := w.verify(t)
-		sample(t, w, 1, 1)
-		after := w.verify(t)
-		if before.Break != nil && after.Break == nil && before.Signed > 64 {
-			t.Errorf("a start hid %+v", *before.Break)
-		}
-	})
 }
