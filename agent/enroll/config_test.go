@@ -1,6 +1,7 @@
 package enroll_test
 
 import (
+	"context"
 	"crypto/x509"
 	"encoding/binary"
 	"net/http"
@@ -130,7 +131,9 @@ func TestProxy(t *testing.T) {
 		t.Error("nothing went through the proxy")
 	}
 	proxy.status.Store(http.StatusProxyAuthRequired)
-	if _, err := enroll.Enroll(t.Context(), f.config, d.request()); err == nil || hint.Of(err) == "" {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second) // no use in all attempts
+	defer cancel()
+	if _, err := enroll.Enroll(ctx, f.config, d.request()); err == nil || hint.Of(err) == "" {
 		t.Errorf("a proxy that refuses: %v", err)
 	}
 }

@@ -99,10 +99,8 @@ func TestPlainHTTP(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { heard.Add(1) }))
 	defer server.Close()
 	roots := file(t, "roots.pem", newCA(t, "site").RootPEM(), 0o600)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // one attempt of each
 	for method, ask := range every(t, strings.Replace(server.URL, "http", "https", 1), roots) {
-		if err := ask(ctx); err == nil || heard.Load() != 0 {
+		if err := ask(t.Context()); !errors.Is(err, enroll.ErrUntrusted) || !strings.Contains(hint.Of(err), "port") || heard.Load() != 0 {
 			t.Errorf("%s: %v", method, err)
 		}
 	}

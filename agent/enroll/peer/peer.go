@@ -201,6 +201,9 @@ func (c *Client) noAnswer(err error) error {
 	if outer, ok := errors.AsType[*url.Error](err); ok {
 		err = outer.Err
 	}
+	if _, plain := errors.AsType[tls.RecordHeaderError](err); plain || strings.Contains(err.Error(), "HTTP response to HTTPS client") { // net/http keeps that one to itself
+		return hint.With(c.fault(ErrUntrusted, "this is not %s", errors.New("the port does not speak TLS")), "write enroll.url with the port that does")
+	}
 	if advice := alert(err); advice != "" {
 		return hint.With(c.fault(ErrRefused, "%s refused the certificate that was shown", err), advice)
 	}

@@ -5,6 +5,7 @@ package stepca
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -41,17 +42,21 @@ func (c *Client) Roots(ctx context.Context) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking for the roots: %w", err)
 	}
+	roots, err := c.roots(answer)
+	if err != nil {
+		return nil, fmt.Errorf("asking for the roots: %w", err)
+	}
+	return roots, nil
+}
+
+func (c *Client) roots(answer peer.Answer) ([]*x509.Certificate, error) {
 	var body struct {
 		Certificates []string `json:"crts"`
 	}
 	if err := c.read(answer, &body); err != nil {
-		return nil, fmt.Errorf("asking for the roots: %w", err)
+		return nil, err
 	}
-	roots, err := parse(body.Certificates)
-	if err != nil {
-		return nil, fmt.Errorf("asking for the roots: %w", c.peer.Senseless(err))
-	}
-	return roots, nil
+	return c.parse(body.Certificates)
 }
 
 // Sign asks for a certificate by a one-time token: one that was given, a JWKToken or an
@@ -79,7 +84,7 @@ func (c *Client) Rekey(ctx context.Context, csr []byte) (peer.Issued, error) {
 	return c.ask(ctx, "1.0/rekey", map[string]string{"csr": encode(csr)}, request.PublicKey)
 }
 
-func (c *Client) ask(ctx context.Context, path string, body map[string]string, key any) (peer.Issued, error) {
+func (c *Client) ask(ctx context.Context, path string, body map[string]string, key crypto.PublicKey) (peer.Issued, error) {
 	text := []byte{}
 	if body != nil {
 		var err error
@@ -91,26 +96,30 @@ func (c *Client) ask(ctx context.Context, path string, body map[string]string, k
 	if err != nil {
 		return peer.Issued{}, fmt.Errorf("asking for a certificate: %w", err)
 	}
-	var signed struct {
-		Certificate string   `json:"crt"`
-		Issuer      string   `json:"ca"`
-		Chain       []string `json:"certChain"`
-	}
-	if err := c.read(answer, &signed); err != nil {
+	certificates, err := c.signed(answer)
+	if err != nil {
 		return peer.Issued{}, fmt.Errorf("asking for a certificate: %w", err)
 	}
-	if len(signed.Chain) == 0 { // older than certChain
-		signed.Chain = []string{signed.Certificate, signed.Issuer}
-	}
-	certificates, err := parse(signed.Chain)
-	var chain []*x509.Certificate
-	if err == nil {
-		chain, err = peer.Chain(key, certificates)
-	}
+	chain, err := peer.Chain(key, certificates)
 	if err != nil {
 		return peer.Issued{}, fmt.Errorf("asking for a certificate: %w", c.peer.Senseless(err))
 	}
 	return peer.Issued{Chain: chain}, nil
+}
+
+func (c *Client) signed(answer peer.Answer) ([]*x509.Certificate, error) {
+	var body struct {
+		Certificate string   `json:"crt"`
+		Issuer      string   `json:"ca"`
+		Chain       []string `json:"certChain"`
+	}
+	if err := c.read(answer, &body); err != nil {
+		return nil, err
+	}
+	if len(body.Chain) == 0 { // older than certChain
+		body.Chain = []string{body.Certificate, body.Issuer}
+	}
+	return c.parse(body.Chain)
 }
 
 // read decodes an answer that is a success, and makes an error of any other.
@@ -136,9 +145,9 @@ func reason(body []byte) string {
 }
 
 // parse reads one certificate from each text, as step-ca writes them.
-func parse(texts []string) ([]*x509.Certificate, error) {
+func (c *Client) parse(texts []string) ([]*x509.Certificate, error) {
 	if len(texts) > maxCertificates {
-		return nil, fmt.Errorf("it holds more than %d certificates", maxCertificates)
+		return nil, c.peer.Senseless(fmt.Errorf("it holds more than %d certificates", maxCertificates))
 	}
 	var all []*x509.Certificate
 	for _, text := range texts {
@@ -147,9 +156,12 @@ func parse(texts []string) ([]*x509.Certificate, error) {
 		}
 		some, err := peer.ParsePEM([]byte(text))
 		if err != nil {
-			return nil, err
+			return nil, c.peer.Senseless(err)
 		}
 		all = append(all, some...)
+	}
+	if len(all) == 0 {
+		return nil, c.peer.Senseless(errors.New("it holds no certificate"))
 	}
 	return all, nil
 }
