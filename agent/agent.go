@@ -16,7 +16,10 @@ import (
 	"sync"
 	"time"
 
+	"ferrule/agent/audit"
+	"ferrule/agent/authorize"
 	"ferrule/agent/clock"
+	"ferrule/agent/command"
 	"ferrule/agent/config"
 	"ferrule/agent/encode"
 	"ferrule/agent/identity"
@@ -96,7 +99,11 @@ type agent struct {
 	encoder     *encode.Encoder
 	lines       []*hw.Line
 	session     *session.Session
-	commands    *commands
+	trust       trusted
+	audit       *audit.Log
+	journal     *journal.Journal
+	authority   *authorize.Authority
+	commands    *command.Executor
 	local       *local.Server
 	restart     chan struct{} // closed by the command restart
 	restartOnce sync.Once
@@ -124,10 +131,15 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 	}
 	fsys := disk.OS()
 	a.clock = clock.Open(fsys, filepath.Join(c.StateDir, "time"), a.options.Built, a.log)
-	if a.identity, err = identity.Open(ctx, c.Identity, a.identityOptions(fsys)); err != nil {
+	if err = a.openTrust(fsys); err != nil {
 		return err
 	}
-	a.clock.Raise(a.identity.Current().Leaf().NotBefore)
+	if err = a.openIdentity(ctx, fsys); err != nil {
+		return err
+	}
+	if err = a.openAudit(fsys); err != nil {
+		return fmt.Errorf("opening the audit log: %w", err)
+	}
 	if a.outbox, err = outbox.Open(fsys, filepath.Join(c.StateDir, "outbox"), c.Outbox, a.log); err != nil {
 		return fmt.Errorf("opening the outbox: %w", err)
 	}
@@ -148,13 +160,9 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 	a.local = local.New(c.Local, local.Backend{
 		Status:  func() any { return a.status() },
 		Metrics: func(w io.Writer) { writeMetrics(w, a.status()) },
-		Command: a.commands.local,
+		Command: a.commands.Local,
 	}, a.log)
 	return a.openSession()
-}
-
-func (a *agent) identityOptions(fsys disk.FS) identity.Options {
-	return identity.Options{StateDir: a.config.StateDir, FS: fsys, Clock: a.clock, Log: a.log}
 }
 
 func (a *agent) openSession() (err error) {
@@ -163,26 +171,17 @@ func (a *agent) openSession() (err error) {
 		Identity:      a.identity,
 		Outbox:        a.outbox,
 		Join:          a.encoder.Join,
-		Handle:        a.commands.handle,
+		Handle:        a.handle,
+		Roots:         a.trust.brokers.Pool,
+		Verify:        a.trust.revocation.Check,
+		Verified:      a.brokerSeen,
+		Refused:       a.refused,
+		Now:           a.clock.Now,
 		Online:        a.announcement,
 		ShutdownGrace: a.config.ShutdownGrace.Std(),
 		Log:           a.log,
 	})
 	return err
-}
-
-func (a *agent) openCommands(fsys disk.FS) error {
-	j, err := journal.Open(fsys, filepath.Join(a.config.StateDir, "journal"), a.log)
-	if err != nil {
-		return fmt.Errorf("opening the journal of commands: %w", err)
-	}
-	a.commands = &commands{journal: j, clock: a.clock, log: a.log}
-	a.commands.table = map[string]command{
-		"read":    {run: a.readCommand},
-		"write":   {run: a.writeCommand, acts: true},
-		"restart": {run: a.restartCommand, acts: true},
-	}
-	return nil
 }
 
 // take is where a line hands over a poll: it is encoded and appended in one step, and the
@@ -209,13 +208,14 @@ func (a *agent) reload(ctx context.Context) *config.Config {
 		a.log.LogAttrs(ctx, slog.LevelInfo, "configuration changed", signal)
 		return next
 	}
+	a.reloadTrust(ctx)
 	changed, err := a.identity.Reload(ctx)
 	switch {
 	case err != nil:
 		a.log.LogAttrs(ctx, slog.LevelError, "certificate not reloaded", signal, slog.Any("err", err))
 	case changed:
 		a.log.LogAttrs(ctx, slog.LevelInfo, "certificate changed", signal)
-		a.session.Rotate()
+		a.staged()
 	default:
 		a.log.LogAttrs(ctx, slog.LevelInfo, "nothing changed", signal)
 	}
@@ -229,8 +229,16 @@ func (a *agent) close() {
 			a.log.LogAttrs(context.Background(), slog.LevelError, "closing the outbox", slog.Any("err", err))
 		}
 	}
-	if a.commands != nil {
-		_ = a.commands.journal.Close()
+	if a.journal != nil {
+		_ = a.journal.Close()
+	}
+	if a.authority != nil {
+		_ = a.authority.Close()
+	}
+	if a.audit != nil { // signs its head, so the key is still needed
+		if err := a.audit.Close(); err != nil {
+			a.log.LogAttrs(context.Background(), slog.LevelError, "closing the audit log", slog.Any("err", err))
+		}
 	}
 	if a.identity != nil {
 		_ = a.identity.Close()

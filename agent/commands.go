@@ -1,207 +1,144 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
-	"sync/atomic"
-	"time"
+	"path/filepath"
 
+	"ferrule/agent/audit"
+	"ferrule/agent/authorize"
+	"ferrule/agent/command"
+	"ferrule/agent/identity"
 	"ferrule/agent/journal"
 	"ferrule/agent/session"
-	"ferrule/internal/hint"
+	"ferrule/agent/trust"
+	"ferrule/internal/disk"
+	"ferrule/internal/jws"
 )
 
-// commandTimeout bounds one command; a write waits for one transaction of its line at most.
-const commandTimeout = 30 * time.Second
-
-// commandID is what an id may look like; the reply's topic is made of it.
-var commandID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-
-// command is one thing that can be asked of the agent.
-type command struct {
-	// acts says that executing it twice, or late, does harm: such a command carries an
-	// expiry and is durable in the journal before it is executed.
-	acts bool
-	run  func(ctx context.Context, args json.RawMessage) (any, error)
-}
-
-// commands executes what the cloud and the local API ask, each id of the cloud at most once.
-type commands struct {
-	table   map[string]command
-	journal *journal.Journal
-	clock   interface {
-		Now() time.Time
-		BelowFloor() bool
+// openCommands opens what commands are journalled in, judged by and noted in.
+func (a *agent) openCommands(fsys disk.FS) (err error) {
+	below := func(name string) string { return filepath.Join(a.config.StateDir, name) }
+	if a.journal, err = journal.Open(fsys, below("journal"), a.log); err != nil {
+		return fmt.Errorf("opening the journal of commands: %w", err)
 	}
-	log      *slog.Logger
-	executed atomic.Uint64
-	refused  atomic.Uint64
-}
-
-// refusal is an error with the code that the reply carries.
-type refusal struct {
-	code string
-	err  error
-}
-
-func (r *refusal) Error() string { return r.err.Error() }
-func (r *refusal) Unwrap() error { return r.err }
-
-// Code returns the word that programs branch on.
-func (r *refusal) Code() string { return r.code }
-
-func refuse(code, format string, args ...any) error {
-	return &refusal{code: code, err: fmt.Errorf(format, args...)}
-}
-
-// request is the payload of a command (docs/topics.md).
-type request struct {
-	ID      string          `json:"id"`
-	Expires *time.Time      `json:"expires"`
-	Args    json.RawMessage `json:"args"`
-}
-
-// reply is the payload of its answer.
-type reply struct {
-	ID     string `json:"id"`
-	OK     bool   `json:"ok"`
-	Result any    `json:"result,omitempty"`
-	Error  string `json:"error,omitempty"`
-	Code   string `json:"code,omitempty"`
-	Hint   string `json:"hint,omitempty"`
-}
-
-// handle answers one command of the cloud: its id for the reply's topic and the reply. A
-// command whose id cannot be read is logged and gets no answer, since it would have no topic.
-func (c *commands) handle(ctx context.Context, m session.Command) (id string, answer []byte) {
-	var r request
-	decoder := json.NewDecoder(bytes.NewReader(m.Payload))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&r); err != nil || !commandID.MatchString(r.ID) {
-		c.refused.Add(1)
-		c.log.LogAttrs(ctx, slog.LevelWarn, "command without a usable id refused",
-			slog.String("name", m.Name), slog.Any("err", err))
-		return "", nil
-	}
-	if m.Retained {
-		// A retained command would act again at every connection.
-		return r.ID, c.answer(r.ID, nil, refuse("retained", "a retained command is never executed"))
-	}
-	if seen, answer := c.seen(r.ID, c.journal.Lookup(r.ID)); seen {
-		return r.ID, answer
-	}
-	return r.ID, c.execute(ctx, m.Name, r)
-}
-
-// seen answers a command that came before. The answer is nil while it is still being
-// executed: that execution will answer.
-func (c *commands) seen(id string, prior journal.Prior) (seen bool, answer []byte) {
-	switch prior.State {
-	case journal.New:
-		return false, nil
-	case journal.Running:
-		return true, nil
-	case journal.Answered:
-		if prior.Reply != nil {
-			return true, prior.Reply
-		}
-		return true, c.answer(id, nil, refuse("executed", "the command was executed; its reply is no longer known"))
-	}
-	return true, c.answer(id, nil, refuse("interrupted", "the agent stopped while it executed this command"))
-}
-
-// execute runs a command that was not seen before and journals it.
-func (c *commands) execute(ctx context.Context, name string, r request) []byte {
-	command, known := c.table[name]
-	if !known {
-		return c.answer(r.ID, nil, refuse("unknown-command", "there is no command %q", name))
-	}
-	if err := c.timely(command, r); err != nil {
-		return c.answer(r.ID, nil, err)
-	}
-	prior, err := c.journal.Begin(r.ID, command.acts)
+	a.authority, err = authorize.Open(a.config.Authorize, authorize.Options{
+		FS: fsys, Path: below("authorizations"), StateDir: a.config.StateDir,
+		Device: a.authorizedDevice, Key: a.identity.Key, Clock: a.clock, Log: a.log,
+	})
 	if err != nil {
-		return c.answer(r.ID, nil, refuse("journal", "journalling the command: %w", err))
+		return err
 	}
-	if seen, answer := c.seen(r.ID, prior); seen {
-		return answer
-	}
-	result, err := c.run(ctx, name, command, r.Args)
-	answer := c.answer(r.ID, result, err)
-	if err := c.journal.Finish(r.ID, answer); err != nil {
-		c.log.LogAttrs(ctx, slog.LevelWarn, "journalling a reply", slog.String("id", r.ID), slog.Any("err", err))
-	}
-	return answer
-}
-
-// timely refuses a command that acts and comes without, or after, its expiry: a write that
-// waited in the broker for a day must not move anything.
-func (c *commands) timely(command command, r request) error {
-	if r.Expires == nil {
-		if command.acts {
-			return refuse("expires-missing", `this command needs "expires" (RFC 3339)`)
-		}
-		return nil
-	}
-	if c.clock.BelowFloor() {
-		return refuse("clock", "the gateway's clock is wrong, so the expiry cannot be judged")
-	}
-	if now := c.clock.Now(); now.After(*r.Expires) {
-		return refuse("expired", "the command expired at %s; it is %s here",
-			r.Expires.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
-	}
+	a.commands = command.New(command.Options{
+		Journal: a.journal, Authority: a.authority, Clock: a.clock, Log: a.log,
+		Event: func(ctx context.Context, name string, essential bool, attrs ...slog.Attr) {
+			a.note(ctx, audit.Event{Name: name, Attrs: attrs, Essential: essential})
+		},
+		Table: map[string]command.Command{
+			"read":    {Run: a.readCommand},
+			"write":   {Run: a.writeCommand, Acts: true, Target: writeTarget},
+			"restart": {Run: a.restartCommand, Acts: true},
+			"renew":   {Run: a.renewCommand, Acts: true},
+			"roots":   {Run: a.rootsCommand, Acts: true},
+		},
+	})
 	return nil
 }
 
-// local executes a command of the local API; the socket's mode has authorised it.
-func (c *commands) local(ctx context.Context, name string, args json.RawMessage) (any, error) {
-	command, known := c.table[name]
-	if !known {
-		return nil, refuse("unknown-command", "there is no command %q", name)
+// authorizedDevice is who a token must be for. While another key is staged, tokens for either
+// are good: the issuer learns of the rotation when it is over.
+func (a *agent) authorizedDevice() authorize.Device {
+	d := authorize.Device{ID: a.identity.Device()}
+	for _, c := range []*identity.Credential{a.identity.Current(), a.identity.Staged()} {
+		if c == nil {
+			continue
+		}
+		if thumbprint, err := jws.Thumbprint(c.Leaf().PublicKey); err == nil {
+			d.Thumbprints = append(d.Thumbprints, thumbprint)
+		}
 	}
-	return c.run(ctx, name, command, args)
+	return d
 }
 
-func (c *commands) run(ctx context.Context, name string, command command, args json.RawMessage) (any, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	result, err := command.run(ctx, args)
-	if err != nil {
-		c.refused.Add(1)
-		c.log.LogAttrs(ctx, slog.LevelWarn, "command refused", slog.String("name", name), slog.Any("err", err))
+// handle answers a command of the cloud.
+func (a *agent) handle(ctx context.Context, c session.Command) (id string, reply []byte) {
+	return a.commands.Handle(ctx, command.Message{Name: c.Name, Payload: c.Payload, Retained: c.Retained})
+}
+
+func (a *agent) restartCommand(context.Context, json.RawMessage) (any, error) {
+	a.restartOnce.Do(func() { close(a.restart) })
+	return map[string]bool{"restarting": true}, nil
+}
+
+// RenewArgs asks for a new certificate, with Rekey for a new key.
+type RenewArgs struct {
+	Rekey bool `json:"rekey"`
+}
+
+// RenewResult says what waits for the broker to take it.
+type RenewResult struct {
+	Staged bool `json:"staged"`
+	// Fingerprint is the SHA-256 of the new certificate, in hex.
+	Fingerprint string `json:"fingerprint,omitempty"`
+}
+
+func (a *agent) renewCommand(ctx context.Context, raw json.RawMessage) (any, error) {
+	var args RenewArgs
+	if err := optional(raw, &args); err != nil {
 		return nil, err
 	}
-	c.executed.Add(1)
-	c.log.LogAttrs(ctx, slog.LevelInfo, "command executed", slog.String("name", name))
-	return result, nil
+	if err := a.identity.Renew(ctx, args.Rekey); err != nil {
+		return nil, err
+	}
+	if staged := a.identity.Staged(); staged != nil {
+		return RenewResult{Staged: true, Fingerprint: staged.Fingerprint()}, nil
+	}
+	return RenewResult{Fingerprint: a.identity.Current().Fingerprint()}, nil // taken already
 }
 
-func (c *commands) answer(id string, result any, err error) []byte {
-	r := reply{ID: id, OK: err == nil, Result: result}
+// RootsArgs changes whom the agent believes to be the broker or the registrar (docs/trust.md).
+type RootsArgs struct {
+	For    string `json:"for"`    // broker | registrar
+	Action string `json:"action"` // status | stage | confirm | discard
+	PEM    string `json:"pem,omitempty"`
+}
+
+func (a *agent) rootsCommand(_ context.Context, raw json.RawMessage) (any, error) {
+	var args RootsArgs
+	if err := command.Arguments(raw, &args); err != nil {
+		return nil, err
+	}
+	roots, known := map[string]*trust.Roots{"broker": a.trust.brokers, "registrar": a.trust.registrars}[args.For]
+	if !known {
+		return nil, command.Refuse("bad-args", `for: %q is neither broker nor registrar`, args.For)
+	}
+	if roots == nil {
+		return nil, command.Refuse("bad-args", "this device asks no registrar: enroll.method is %q", a.config.Enroll.Method)
+	}
+	var err error
+	switch args.Action {
+	case "status":
+	case "stage":
+		err = roots.Stage([]byte(args.PEM))
+	case "confirm":
+		err = roots.Confirm()
+	case "discard":
+		err = roots.Discard()
+	default:
+		err = command.Refuse("bad-args", "action: %q is none of status, stage, confirm, discard", args.Action)
+	}
 	if err != nil {
-		r.Error, r.Code, r.Hint = err.Error(), "failed", hint.Of(err)
-		if coded, ok := errors.AsType[*refusal](err); ok {
-			r.Code = coded.code
-		}
+		return nil, err
 	}
-	text, marshalErr := json.Marshal(r)
-	if marshalErr != nil {
-		text, _ = json.Marshal(reply{ID: id, Error: marshalErr.Error(), Code: "failed"})
-	}
-	return text
+	return roots.Status(), nil
 }
 
-// arguments reads a command's args strictly into v.
-func arguments(args json.RawMessage, v any) error {
-	decoder := json.NewDecoder(bytes.NewReader(args))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(v); err != nil {
-		return refuse("bad-args", "reading the arguments: %w", err)
+// optional reads args that may be left out.
+func optional(raw json.RawMessage, v any) error {
+	if len(raw) == 0 {
+		return nil
 	}
-	return nil
+	return command.Arguments(raw, v)
 }

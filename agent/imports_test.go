@@ -71,6 +71,10 @@ var rooms = map[string]arrows{
 	"agent/audit":     {},
 	"agent/authorize": {},
 	"agent/clock":     {},
+	"agent/command": {
+		"agent/authorize": "asks whether a command may act",
+		"agent/journal":   "remembers what was executed",
+	},
 	"agent/config": {
 		"agent/*":    "reads the file into the Config struct of every part",
 		"hw":         "reads [[line]] into its Config struct",

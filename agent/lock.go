@@ -46,6 +46,21 @@ func LockEnrollment(dir string) (file *os.File, err error) {
 	return file, nil
 }
 
+// LockReset makes sure that neither an agent nor an enrollment works below dir. The locks end
+// with release, or with the process.
+func LockReset(dir string) (release func(), err error) {
+	state, err := lockState(dir)
+	if err != nil {
+		return nil, err
+	}
+	enrollment, err := LockEnrollment(dir)
+	if err != nil {
+		_ = state.Close()
+		return nil, err
+	}
+	return func() { _, _ = state.Close(), enrollment.Close() }, nil
+}
+
 // flock opens and locks a file: EWOULDBLOCK where another holds it. A file system without
 // locks cannot tell, and does not stand in the way.
 func flock(path string) (*os.File, error) {

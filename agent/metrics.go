@@ -24,6 +24,7 @@ func writeMetrics(w io.Writer, s Status) {
 
 	gauge("ferrule_certificate_expiry_timestamp_seconds", float64(s.Identity.NotAfter.Unix()))
 	gauge("ferrule_key_weak", number(s.Identity.Weak))
+	gauge("ferrule_certificate_alarm", number(s.Identity.Alarm != ""))
 	count("ferrule_tls_full_handshakes_total", s.Identity.FullHandshakes)
 	count("ferrule_tls_resumed_handshakes_total", s.Identity.Resumed)
 	if s.Identity.TPM != nil {
@@ -49,6 +50,10 @@ func writeMetrics(w io.Writer, s Status) {
 
 	count("ferrule_commands_executed_total", s.Commands.Executed)
 	count("ferrule_commands_refused_total", s.Commands.Refused)
+	for _, code := range slices.Sorted(maps.Keys(s.Authorize.Refused)) {
+		count(fmt.Sprintf("ferrule_authorizations_refused_total{code=%q}", code), s.Authorize.Refused[code])
+	}
+	gauge("ferrule_audit_problem", number(s.Audit.Problem != ""))
 	for _, line := range s.Lines {
 		writeLineMetrics(w, line)
 	}

@@ -6,9 +6,13 @@ import (
 	"reflect"
 	"time"
 
+	"ferrule/agent/audit"
+	"ferrule/agent/authorize"
+	"ferrule/agent/command"
 	"ferrule/agent/identity"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
+	"ferrule/agent/trust"
 	"ferrule/hw"
 )
 
@@ -23,7 +27,11 @@ type Status struct {
 	Session  session.Status  `json:"session"`
 	Outbox   outbox.Status   `json:"outbox"`
 	Lines    []hw.Status     `json:"lines"`
-	Commands CommandStatus   `json:"commands"`
+	Commands command.Status  `json:"commands"`
+	// Authorize says who may act, and what was refused.
+	Authorize authorize.Status `json:"authorize"`
+	Audit     audit.Status     `json:"audit"`
+	Trust     TrustStatus      `json:"trust"`
 }
 
 // ClockStatus is what the agent makes of the system's clock.
@@ -33,24 +41,32 @@ type ClockStatus struct {
 	Trusted bool      `json:"trusted"`
 }
 
-// CommandStatus counts commands since the start.
-type CommandStatus struct {
-	Executed uint64 `json:"executed"`
-	Refused  uint64 `json:"refused"`
+// TrustStatus is whom the agent believes.
+type TrustStatus struct {
+	Broker     trust.RootsStatus      `json:"broker"`
+	Registrar  *trust.RootsStatus     `json:"registrar,omitempty"`
+	Revocation trust.RevocationStatus `json:"revocation"`
 }
 
 func (a *agent) status() Status {
 	s := Status{
-		Version:  a.options.Version,
-		Device:   a.identity.Device(),
-		Boot:     a.outbox.Boot(),
-		Started:  a.started,
-		Clock:    ClockStatus{Now: a.clock.Now(), Floor: a.clock.Floor(), Trusted: a.clock.Trusted()},
-		Identity: a.identity.Status(),
-		Session:  a.session.Status(),
-		Outbox:   a.outbox.Status(),
-		Lines:    make([]hw.Status, 0, len(a.lines)),
-		Commands: CommandStatus{Executed: a.commands.executed.Load(), Refused: a.commands.refused.Load()},
+		Version:   a.options.Version,
+		Device:    a.identity.Device(),
+		Boot:      a.outbox.Boot(),
+		Started:   a.started,
+		Clock:     ClockStatus{Now: a.clock.Now(), Floor: a.clock.Floor(), Trusted: a.clock.Trusted()},
+		Identity:  a.identity.Status(),
+		Session:   a.session.Status(),
+		Outbox:    a.outbox.Status(),
+		Lines:     make([]hw.Status, 0, len(a.lines)),
+		Commands:  a.commands.Status(),
+		Authorize: a.authority.Status(),
+		Audit:     a.audit.Status(),
+		Trust:     TrustStatus{Broker: a.trust.brokers.Status(), Revocation: a.trust.revocation.Status()},
+	}
+	if a.trust.registrars != nil {
+		status := a.trust.registrars.Status()
+		s.Trust.Registrar = &status
 	}
 	for _, line := range a.lines {
 		s.Lines = append(s.Lines, line.Status())

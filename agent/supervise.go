@@ -36,7 +36,14 @@ type stages []stage
 // start starts all parts. They do not hang on ctx, whose end would stop them all at once.
 func (a *agent) start(ctx context.Context) stages {
 	free := context.WithoutCancel(ctx)
-	ground := []part{{"clock", a.clock.Run}, {"outbox", a.outbox.Run}, {"local", a.local.Run}, {"status", a.announceChanges}}
+	ground := []part{
+		{"clock", a.clock.Run}, {"outbox", a.outbox.Run}, {"local", a.local.Run}, {"status", a.announceChanges},
+		{"audit", a.audit.Run}, {"revocation", a.trust.revocation.Run}, {"broker roots", a.trust.brokers.Run},
+		{"identity", func(ctx context.Context) error { return a.identity.Run(ctx, a.config.Enroll) }},
+	}
+	if a.trust.registrars != nil {
+		ground = append(ground, part{"registrar roots", a.trust.registrars.Run})
+	}
 	var lines []part
 	for _, line := range a.lines {
 		lines = append(lines, part{"line " + line.Name(), line.Run})

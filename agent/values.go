@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 
+	"ferrule/agent/authorize"
+	"ferrule/agent/command"
 	"ferrule/hw"
 	"ferrule/hw/modbus"
 	"ferrule/hw/point"
@@ -47,11 +49,11 @@ type WriteArgs struct {
 func Read(ctx context.Context, line *hw.Line, args ReadArgs) (ReadResult, error) {
 	at, err := modbus.ParseAddress(args.At)
 	if err != nil {
-		return ReadResult{}, refuse("bad-args", "at: %w", err)
+		return ReadResult{}, command.Refuse("bad-args", "at: %w", err)
 	}
 	kind, err := point.ParseType(args.Type)
 	if err != nil {
-		return ReadResult{}, refuse("bad-args", "type: %w", err)
+		return ReadResult{}, command.Refuse("bad-args", "type: %w", err)
 	}
 	raw, err := line.Read(ctx, hw.Query{Unit: args.Unit, At: at, Type: kind})
 	if err != nil {
@@ -72,7 +74,7 @@ func Read(ctx context.Context, line *hw.Line, args ReadArgs) (ReadResult, error)
 
 func (a *agent) readCommand(ctx context.Context, raw json.RawMessage) (any, error) {
 	var args ReadArgs
-	if err := arguments(raw, &args); err != nil {
+	if err := command.Arguments(raw, &args); err != nil {
 		return nil, err
 	}
 	line, err := a.line(args.Line)
@@ -82,9 +84,19 @@ func (a *agent) readCommand(ctx context.Context, raw json.RawMessage) (any, erro
 	return Read(ctx, line, args)
 }
 
+// writeTarget is what a token must grant: the very point and value that writeCommand will write.
+func writeTarget(op *authorize.Operation, raw json.RawMessage) error {
+	var args WriteArgs
+	if err := command.Arguments(raw, &args); err != nil {
+		return err
+	}
+	op.Line, op.Unit, op.Point, op.Value = args.Line, args.Unit, args.Point, args.Value
+	return nil
+}
+
 func (a *agent) writeCommand(ctx context.Context, raw json.RawMessage) (any, error) {
 	var args WriteArgs
-	if err := arguments(raw, &args); err != nil {
+	if err := command.Arguments(raw, &args); err != nil {
 		return nil, err
 	}
 	line, err := a.line(args.Line)
@@ -94,16 +106,11 @@ func (a *agent) writeCommand(ctx context.Context, raw json.RawMessage) (any, err
 	return line.Write(ctx, args.Unit, args.Point, args.Value)
 }
 
-func (a *agent) restartCommand(context.Context, json.RawMessage) (any, error) {
-	a.restartOnce.Do(func() { close(a.restart) })
-	return map[string]bool{"restarting": true}, nil
-}
-
 func (a *agent) line(name string) (*hw.Line, error) {
 	for _, line := range a.lines {
 		if line.Name() == name {
 			return line, nil
 		}
 	}
-	return nil, refuse("unknown-line", "there is no line %q", name)
+	return nil, command.Refuse("unknown-line", "there is no line %q", name)
 }

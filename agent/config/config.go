@@ -11,12 +11,15 @@ import (
 	"os"
 	"time"
 
+	"ferrule/agent/audit"
+	"ferrule/agent/authorize"
 	"ferrule/agent/encode"
 	"ferrule/agent/enroll"
 	"ferrule/agent/identity"
 	"ferrule/agent/local"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
+	"ferrule/agent/trust"
 	"ferrule/hw"
 	"ferrule/hw/profile"
 	"ferrule/internal/hint"
@@ -50,9 +53,15 @@ type Config struct {
 	Identity identity.Config `toml:"identity"`
 	Enroll   enroll.Config   `toml:"enroll"`
 	Session  session.Config  `toml:"session"`
-	Encode   encode.Config   `toml:"encode"`
-	Outbox   outbox.Config   `toml:"outbox"`
-	Local    local.Config    `toml:"local"`
+	// How brokers whose certificate was taken back are found (docs/trust.md).
+	Revocation trust.RevocationConfig `toml:"revocation"`
+	// Which commands need a token of an issuer (docs/authorised-commands.md).
+	Authorize authorize.Config `toml:"authorize"`
+	// The log of what mattered (docs/audit.md).
+	Audit  audit.Config  `toml:"audit"`
+	Encode encode.Config `toml:"encode"`
+	Outbox outbox.Config `toml:"outbox"`
+	Local  local.Config  `toml:"local"`
 
 	Lines []hw.LineConfig `toml:"line"`
 }
@@ -67,6 +76,9 @@ func Default() Config {
 		Identity:      identity.Default(),
 		Enroll:        enroll.Default(),
 		Session:       session.Default(),
+		Revocation:    trust.DefaultRevocation(),
+		Authorize:     authorize.Default(),
+		Audit:         audit.Default(),
 		Encode:        encode.Default(),
 		Outbox:        outbox.Default(),
 		Local:         local.Default(),
@@ -164,7 +176,7 @@ func (c *Config) validate() error {
 		problems = append(problems, hint.With(errors.New("no [[line]] is configured"),
 			"add one; ferrule ports lists the serial ports of this machine"))
 	}
-	problems = append(problems, c.Identity.Validate(), c.Enroll.Validate(), c.Session.Validate(),
+	problems = append(problems, c.Identity.Validate(), c.Enroll.Validate(), c.Session.Validate(), c.Revocation.Validate(), c.Authorize.Validate(), c.Audit.Validate(),
 		c.Encode.Validate(), c.Outbox.Validate())
 	return errors.Join(problems...)
 }

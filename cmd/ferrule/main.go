@@ -48,6 +48,9 @@ func table() []command {
 		{"read", "LINE UNIT AT TYPE", "read one value once, in every byte order", (*env).jsonFlag, runRead},
 		{"write", "LINE UNIT POINT VALUE", "write one value and read it back", nil, runWrite},
 		{"scan", "LINE", "find the units of an unknown line, their speed and parity", scanLineFlags, runScan},
+		{"tpm", "[--json]", "show what the TPM is, and what keeps it from serving; changes nothing", tpmFlags, runTPM},
+		{"roots", "status|stage|confirm|discard [FILE]", "change whom the running agent believes", rootsFlags, runRoots},
+		{"reset", "--yes", "back to the factory identity; removes everything else", resetFlags, runReset},
 		{"ports", "[--json]", "list serial ports with their stable names; opens none", (*env).jsonFlag, runPorts},
 		{"version", "[--json]", "version, and with --json the bill of materials", (*env).jsonFlag, runVersion},
 	}
@@ -62,7 +65,10 @@ type env struct {
 	log            string
 	verbose        bool
 	profiles       bool
+	device         string // a TPM
 	enroll         enrollOptions
+	reset          resetOptions
+	roots          rootsOptions
 	scan           scanFlags
 }
 
@@ -118,6 +124,9 @@ func runCommand(ctx context.Context, c command, args []string, stdout, stderr io
 func arity(args string) (least, most int) {
 	inFlag := false
 	for _, word := range strings.Fields(args) {
+		if strings.HasPrefix(word, "--") {
+			continue
+		}
 		if strings.HasPrefix(word, "[-") {
 			inFlag = true
 		} else if !inFlag {

@@ -11,10 +11,12 @@ import (
 	"time"
 
 	"ferrule/agent"
+	"ferrule/agent/authorize"
 	"ferrule/agent/identity"
 	"ferrule/agent/local"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
+	"ferrule/agent/trust"
 	"ferrule/hw"
 )
 
@@ -49,6 +51,7 @@ func printStatus(w io.Writer, s agent.Status) error {
 		fmt.Fprintf(table, "clock\tnot synchronised: readings are marked unsynced\n")
 	}
 	printIdentity(table, s.Identity)
+	printAuthority(table, s)
 	printSession(table, s.Session, s.Clock.Now)
 	printOutbox(table, s.Outbox)
 	for _, line := range s.Lines {
@@ -67,8 +70,54 @@ func printIdentity(w io.Writer, s identity.Status) {
 		fmt.Fprintf(w, "\tTPM %s %s at %s, lockout counter %d, %s\n",
 			strings.Join(strings.Fields(s.TPM.Vendor), " "), s.TPM.Firmware, s.TPM.Path, s.TPM.LockoutCounter, listCounts(s.TPM.Commands))
 	}
-	fmt.Fprintf(w, "certificate\t%d days left, until %s, issued by %s\n",
-		s.DaysLeft, s.NotAfter.Format(time.DateOnly), s.Issuer)
+	if s.Alarm != "" {
+		fmt.Fprintf(w, "certificate\tALARM: %s\n\t", s.Alarm)
+	} else {
+		fmt.Fprint(w, "certificate\t")
+	}
+	fmt.Fprintf(w, "%d days left, until %s, issued by %s", s.DaysLeft, s.NotAfter.Format(time.DateOnly), s.Issuer)
+	if !s.RenewalDue.IsZero() {
+		fmt.Fprintf(w, "; renewal on %s", s.RenewalDue.Format(time.DateOnly))
+	}
+	fmt.Fprintln(w)
+	if s.Staged {
+		fmt.Fprintln(w, "\ta new one waits for the broker to take it")
+	}
+	if a := s.LastAttempt; a != nil && a.Error != "" {
+		fmt.Fprintf(w, "\tlast attempt to %s on %s: %s\n", a.Way, a.At.Format(time.DateTime), a.Error)
+	}
+	if s.ClockNote != "" {
+		fmt.Fprintf(w, "\tclock: %s\n", s.ClockNote)
+	}
+	if s.Problem != "" {
+		fmt.Fprintf(w, "\tPROBLEM: %s\n", s.Problem)
+	}
+}
+
+// printAuthority prints who may act, and what is believed, as far as it is not as usual.
+func printAuthority(w io.Writer, s agent.Status) {
+	if a := s.Authorize; a.Mode != authorize.Off {
+		fmt.Fprintf(w, "commands\t%s: %d authorised, %s\n", a.Mode, a.Accepted, refusals(a.Refused))
+		if a.Problem != "" {
+			fmt.Fprintf(w, "\tPROBLEM: %s\n", a.Problem)
+		}
+	}
+	if s.Audit.Problem != "" {
+		fmt.Fprintf(w, "audit log\tPROBLEM: %s\n", s.Audit.Problem)
+	}
+	if staged := s.Trust.Broker.Staged; staged != nil {
+		fmt.Fprintf(w, "roots\t%d new ones for the broker are staged since %s\n", len(staged.Roots), staged.Since.Format(time.DateTime))
+	}
+	if last := s.Trust.Revocation.Last; last != nil && last.Result != trust.ResultGood && s.Trust.Revocation.Policy != trust.PolicyOff {
+		fmt.Fprintf(w, "revocation\t%s: %s\n", last.Result, last.Why)
+	}
+}
+
+func refusals(counts map[string]uint64) string {
+	if list := listCounts(counts); list != "" {
+		return "refused: " + list
+	}
+	return "none refused"
 }
 
 // listCounts lists what was counted at all, the most frequent first.

@@ -124,6 +124,9 @@ func unvouched(reason string) bool {
 }
 
 func badEvidence(text, repair string) *wire.Error {
+	if repair == "" {
+		repair = "the device made it wrong: update it, then begin again"
+	}
 	return &wire.Error{Code: wire.CodeEvidence, Text: text, Hint: repair}
 }
 

@@ -9,23 +9,15 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"ferrule/agent/enroll/registrar/ca"
-	"ferrule/agent/enroll/registrar/records"
 	"ferrule/agent/enroll/wire"
-	"ferrule/internal/disk"
 	"ferrule/internal/disk/disktest"
 )
-
-const caDir = "/factory/ca"
-
-var someone = caller{source: "192.0.2.1"}
 
 func csrFor(t testing.TB, device string) []byte {
 	t.Helper()
@@ -40,21 +32,8 @@ func csrFor(t testing.TB, device string) []byte {
 	return der
 }
 
-func registrarOn(t testing.TB, fsys disk.FS) *Registrar {
-	t.Helper()
-	authority, err := ca.Init(fsys, caDir, "test")
-	if err != nil {
-		t.Fatal(err)
-	}
-	book, err := records.Open(fsys, caDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return New(Config{CA: authority, Records: book, Life: time.Hour, AllowSoftwareKeys: true}, slog.New(slog.DiscardHandler))
-}
-
 // redeem goes the whole way without a network.
-func redeem(t testing.TB, r *Registrar, token string, csr []byte) (wire.Issued, *wire.Error) {
+func redeem(t testing.TB, r *desk, token string, csr []byte) (wire.Issued, *wire.Error) {
 	begun, refused := r.begin(t.Context(), someone, wire.Begin{Versions: []int{wire.Version}, Token: token})
 	if refused != nil {
 		return wire.Issued{}, refused

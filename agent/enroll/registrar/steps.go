@@ -66,8 +66,12 @@ func (r *Registrar) evidence(_ context.Context, from caller, q wire.Evidence) (a
 		return wire.Challenged{}, refused
 	}
 	defer func() {
-		if refused != nil {
-			r.sessions.drop(q.Session)
+		if refused == nil {
+			return
+		}
+		r.sessions.drop(q.Session)
+		if refused.Cause == nil {
+			refused.Cause = fmt.Errorf("device %s: %s", s.device, refused.Text)
 		}
 	}()
 	d, err := r.Records.Device(s.device)

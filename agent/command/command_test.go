@@ -1,4 +1,4 @@
-package agent
+package command
 
 import (
 	"context"
@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"ferrule/agent/journal"
-	"ferrule/agent/session"
 	"ferrule/internal/disk"
 	"ferrule/internal/disk/disktest"
 	"ferrule/internal/hint"
@@ -32,7 +31,7 @@ var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 // bench is a set of commands over a journal on fsys: "move" acts and counts, "look" does not
 // act, "fail" refuses with a hint.
 type bench struct {
-	*commands
+	*Executor
 	clock *stoppedClock
 	moved int
 }
@@ -46,22 +45,22 @@ func newBench(t testing.TB, fsys disk.FS) *bench {
 	}
 	t.Cleanup(func() { _ = j.Close() })
 	b := &bench{clock: &stoppedClock{now: noon}}
-	b.commands = &commands{journal: j, clock: b.clock, log: log, table: map[string]command{
-		"move": {acts: true, run: func(context.Context, json.RawMessage) (any, error) {
+	b.Executor = New(Options{Journal: j, Clock: b.clock, Log: log, Table: map[string]Command{
+		"move": {Acts: true, Run: func(context.Context, json.RawMessage) (any, error) {
 			b.moved++
 			return map[string]int{"moved": b.moved}, nil
 		}},
-		"look": {run: func(_ context.Context, args json.RawMessage) (any, error) { return args, nil }},
-		"fail": {acts: true, run: func(context.Context, json.RawMessage) (any, error) {
+		"look": {Run: func(_ context.Context, args json.RawMessage) (any, error) { return args, nil }},
+		"fail": {Acts: true, Run: func(context.Context, json.RawMessage) (any, error) {
 			return nil, hint.With(errors.New("the line is down"), "plug it in")
 		}},
-	}}
+	}})
 	return b
 }
 
 func (b *bench) ask(t testing.TB, name, payload string) reply {
 	t.Helper()
-	id, answer := b.handle(t.Context(), session.Command{Name: name, Payload: []byte(payload)})
+	id, answer := b.Handle(t.Context(), Message{Name: name, Payload: []byte(payload)})
 	if answer == nil {
 		return reply{}
 	}
@@ -113,7 +112,7 @@ func TestNothingMovesWhileTheClockIsWrong(t *testing.T) {
 
 func TestARetainedCommandIsNeverExecuted(t *testing.T) {
 	b := newBench(t, disktest.New())
-	_, answer := b.handle(t.Context(), session.Command{Name: "move", Retained: true,
+	_, answer := b.Handle(t.Context(), Message{Name: "move", Retained: true,
 		Payload: []byte(`{"id":"a","expires":"2026-11-21T12:05:00Z"}`)})
 	if !strings.Contains(string(answer), `"retained"`) || b.moved != 0 {
 		t.Errorf("%s, moved %d", answer, b.moved)
@@ -155,10 +154,10 @@ func TestAPowerCutNeverMovesTwice(t *testing.T) {
 	type executed struct{}
 	build := func(d *disktest.Disk) {
 		b := newBench(t, d)
-		move := b.table["move"]
-		b.table["move"] = command{acts: true, run: func(ctx context.Context, args json.RawMessage) (any, error) {
+		move := b.Table["move"]
+		b.Table["move"] = Command{Acts: true, Run: func(ctx context.Context, args json.RawMessage) (any, error) {
 			d.Mark(executed{})
-			return move.run(ctx, args)
+			return move.Run(ctx, args)
 		}}
 		b.ask(t, "move", payload)
 	}
@@ -184,8 +183,8 @@ func FuzzHandle(f *testing.F) {
 	f.Add("look", []byte(`{"id":"c1"}`))
 	f.Fuzz(func(t *testing.T, name string, payload []byte) {
 		b := newBench(t, disktest.New())
-		id, answer := b.handle(t.Context(), session.Command{Name: name, Payload: payload})
-		if answer != nil && (!commandID.MatchString(id) || !json.Valid(answer)) {
+		id, answer := b.Handle(t.Context(), Message{Name: name, Payload: payload})
+		if answer != nil && (!validID.MatchString(id) || !json.Valid(answer)) {
 			t.Errorf("id %q, answer %q", id, answer)
 		}
 	})

@@ -1,0 +1,94 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"ferrule/agent/audit"
+	"ferrule/agent/enroll"
+	"ferrule/agent/trust"
+	"ferrule/internal/disk"
+)
+
+// trusted is whom the agent believes.
+type trusted struct {
+	brokers    *trust.Roots
+	registrars *trust.Roots // nil where none is asked
+	revocation *trust.Revocation
+}
+
+func (a *agent) openTrust(fsys disk.FS) (err error) {
+	o := trust.Options{FS: fsys, StateDir: a.config.StateDir, Clock: a.clock, Log: a.log, Changed: a.recheck}
+	if a.trust.brokers, err = trust.OpenRoots(trust.RootsConfig{Name: "broker", File: a.config.Session.Roots}, o); err != nil {
+		return fmt.Errorf("session.roots: %w", err)
+	}
+	if e := a.config.Enroll; e.Method != enroll.MethodNone && e.Method != "" {
+		if a.trust.registrars, err = trust.OpenRoots(trust.RootsConfig{Name: "registrar", File: e.Roots}, o); err != nil {
+			return fmt.Errorf("enroll.roots: %w", err)
+		}
+	}
+	if a.trust.revocation, err = trust.NewRevocation(a.config.Revocation, o, trust.HTTP(a.trust.brokers.Pool)); err != nil {
+		return fmt.Errorf("revocation: %w", err)
+	}
+	return nil
+}
+
+// recheck has the session look again at the broker it is connected to.
+func (a *agent) recheck() {
+	if a.session != nil {
+		a.session.Recheck()
+	}
+}
+
+// registrarRoots are handed to the identity; nil where enroll.roots says it all.
+func (a *agent) registrarRoots() func() (*x509.CertPool, error) {
+	if a.trust.registrars == nil {
+		return nil
+	}
+	return func() (*x509.CertPool, error) { return a.trust.registrars.Pool(), nil }
+}
+
+// registrarSeen is told of every connection to the registrar that was verified.
+func (a *agent) registrarSeen(state tls.ConnectionState) error {
+	if a.trust.registrars != nil {
+		a.trust.registrars.Verified(state.VerifiedChains)
+	}
+	return nil
+}
+
+// reloadTrust reads the files of the roots again.
+func (a *agent) reloadTrust(ctx context.Context) {
+	for _, r := range []*trust.Roots{a.trust.brokers, a.trust.registrars} {
+		if r == nil {
+			continue
+		}
+		if _, err := r.Reload(); err != nil {
+			a.log.LogAttrs(ctx, slog.LevelError, "roots not reloaded", slog.Any("err", err))
+		}
+	}
+}
+
+// openAudit opens the log of what mattered. Its key is the device's, once there is one.
+func (a *agent) openAudit(fsys disk.FS) (err error) {
+	a.audit, err = audit.Open(audit.Options{
+		Config: a.config.Audit, FS: fsys, Dir: filepath.Join(a.config.StateDir, "audit"),
+		Device: func() string { return a.identity.Device() },
+		Key:    a.identity.Key,
+		Clock:  a.clock, Log: a.log,
+	})
+	return err
+}
+
+// note writes an event into the audit log; that a log is full or broken is in the status.
+func (a *agent) note(ctx context.Context, e audit.Event) {
+	if a.audit == nil {
+		return
+	}
+	if err := a.audit.Append(ctx, e); err != nil {
+		a.log.LogAttrs(ctx, slog.LevelWarn, "event not in the audit log", slog.String("event", e.Name), slog.Any("err", err))
+	}
+}
