@@ -81,6 +81,11 @@ func ParseScope(text string) (Scope, error) {
 }
 
 func parseGrant(word string) (g grant, known bool, err error) {
+	for i := range len(word) {
+		if c := word[i]; c <= ' ' || c > '~' || c == '"' || c == '\\' { // RFC 6749, 3.3
+			return g, false, fmt.Errorf("it has the byte %#02x", c)
+		}
+	}
 	command, target, hasTarget := strings.Cut(word, ":")
 	g = grant{text: word, command: command}
 	switch {
