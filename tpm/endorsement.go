@@ -45,7 +45,7 @@ func SetAside(uri string, o KeyOptions) error {
 	if err != nil {
 		return err
 	}
-	if r.kind == refHandle {
+	if r.path == "" {
 		return fmt.Errorf("setting aside key %s: %w", uri, errors.ErrUnsupported)
 	}
 	if err := r.o.FS.Rename(r.path, r.path+lostSuffix); err != nil {
@@ -58,7 +58,7 @@ func SetAside(uri string, o KeyOptions) error {
 // killed before its name was synced, and then a power cut can still take it away.
 func SettleKey(uri string, o KeyOptions) error {
 	r, err := parseRef(uri, o)
-	if err != nil || r.kind == refHandle {
+	if err != nil || r.path == "" {
 		return err
 	}
 	err = r.makeFolder()

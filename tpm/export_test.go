@@ -92,3 +92,8 @@ func CertifiedKey(der []byte) (crypto.PublicKey, error) {
 func Policies(hash tpm2.TPMIAlgHash) (a, b, c []byte) {
 	return policyA(hash), policyB(hash), policyC(hash)
 }
+
+// InspectAuto is Inspect of Path "auto", in another folder than /dev.
+func InspectAuto(ctx context.Context, dir string, o Options, known Known) Report {
+	return inspect(ctx, o, known, func() (*Device, error) { return OpenAuto(ctx, dir, o) })
+}

@@ -24,17 +24,22 @@ type Health struct {
 
 // Health asks the TPM; it costs two commands.
 func (d *Device) Health(ctx context.Context) (Health, error) {
-	h := Health{Path: d.path, ResourceManager: d.ResourceManager()}
+	h, _, err := d.health(ctx)
+	return h, err
+}
+
+// health also returns the properties that change, TPM_PT_PERMANENT to TPM_PT_LOCKOUT_RECOVERY.
+func (d *Device) health(ctx context.Context) (h Health, variable map[tpm2.TPMPT]uint32, err error) {
+	h = Health{Path: d.path, ResourceManager: d.ResourceManager()}
 	c := d.call(ctx)
 	fixed, err := properties(c, tpm2.TPMPTManufacturer, tpm2.TPMPTFirmwareVersion2)
 	if err != nil {
-		return h, commandError("asking for the TPM's vendor", err)
+		return h, nil, commandError("asking for the TPM's vendor", err)
 	}
-	variable, err := properties(c, tpm2.TPMPTPermanent, tpm2.TPMPTMaxAuthFail)
+	variable, err = properties(c, tpm2.TPMPTPermanent, tpm2.TPMPTLockoutRecovery)
 	if err != nil {
-		return h, commandError("asking for the TPM's state", err)
+		return h, nil, commandError("asking for the TPM's state", err)
 	}
-	const inLockout = 1 << 9 // TPMA_PERMANENT (Part 2, 8.6)
 	h.Manufacturer = text(fixed[tpm2.TPMPTManufacturer])
 	h.Vendor = text(fixed[tpm2.TPMPTVendorString1], fixed[tpm2.TPMPTVendorString2],
 		fixed[tpm2.TPMPTVendorString3], fixed[tpm2.TPMPTVendorString4])
@@ -44,8 +49,16 @@ func (d *Device) Health(ctx context.Context) (Health, error) {
 	h.MaxAuthFail = variable[tpm2.TPMPTMaxAuthFail]
 	h.InLockout = variable[tpm2.TPMPTPermanent]&inLockout != 0
 	h.TransientFree = variable[tpm2.TPMPTHRTransientAvail]
-	return h, nil
+	return h, variable, nil
 }
+
+// Bits of TPMA_PERMANENT (Part 2, 8.6).
+const (
+	ownerAuthSet       = 1 << 0
+	endorsementAuthSet = 1 << 1
+	lockoutAuthSet     = 1 << 2
+	inLockout          = 1 << 9
+)
 
 // properties reads TPM_PT values from first to last (Part 3, 30.2).
 func properties(c *call, first, last tpm2.TPMPT) (map[tpm2.TPMPT]uint32, error) {

@@ -85,11 +85,16 @@ func readSRK(c *call) (srkState, error) {
 	if err != nil {
 		return srkState{}, err
 	}
-	a := pub.ObjectAttributes
-	if !a.Restricted || !a.Decrypt || !a.UserWithAuth || !a.FixedTPM {
+	if !isStorage(pub) {
 		return srkState{}, unsupported("handle %#x holds an object that is no storage key of this TPM", SRKHandle)
 	}
-	return srkState{name: name, noDA: a.NoDA, gen: c.gen}, nil
+	return srkState{name: name, noDA: pub.ObjectAttributes.NoDA, gen: c.gen}, nil
+}
+
+// isStorage reports whether pub is a storage key that never leaves the TPM.
+func isStorage(pub *tpm2.TPMTPublic) bool {
+	a := pub.ObjectAttributes
+	return a.Restricted && a.Decrypt && a.UserWithAuth && a.FixedTPM
 }
 
 // createSRK makes the SRK persistent. A power cut in between leaves nothing, or the whole:
