@@ -132,13 +132,12 @@ func execSite(t testing.TB) *site {
 		t.Fatal("openssl is missing; run: make deps")
 	}
 	ca := t.TempDir()
-	script := file(t, "sign", []byte(`#!/bin/sh
-set -eu
+	script := file(t, "sign", []byte(`set -eu
 cd "$1"
 case $FERRULE_PURPOSE in first | renew | return) ;; *) exit 1 ;; esac
 openssl x509 -req -CA ca.crt -CAkey ca.key -days 1 -extfile ext 2>openssl.log
 cat ca.crt
-`), 0o700)
+`), 0o600)
 	setup := exec.Command("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
 		"-subj", "/CN=hook", "-days", "2", "-keyout", "ca.key", "-out", "ca.crt")
 	setup.Dir = ca
@@ -150,7 +149,7 @@ cat ca.crt
 	}
 	return &site{
 		config: enroll.Config{
-			Method: enroll.MethodExec, Command: []string{script, ca}, Roots: filepath.Join(ca, "ca.crt"),
+			Method: enroll.MethodExec, Command: []string{"/bin/sh", script, ca}, Roots: filepath.Join(ca, "ca.crt"),
 		},
 		factory: deviceOf(t, newCA(t, "factory"), "gw-1"), roots: true, returns: true,
 		token: func(*testing.T) string { return "secret" },
