@@ -79,7 +79,7 @@ type Session struct {
 	log      *slog.Logger
 	random   func() float64 // for the back-off
 
-	trust    trust
+	trust    peers
 	brokers  []broker
 	device   string
 	clientID string

@@ -10,8 +10,8 @@ import (
 	"ferrule/agent/identity"
 )
 
-// trust is how brokers are judged, and whom their judgement of us is told.
-type trust struct {
+// peers is how brokers are judged, and whom their judgement of us is told.
+type peers struct {
 	roots    func() *x509.CertPool
 	verify   func(tls.ConnectionState) error
 	verified func([][]*x509.Certificate)
@@ -23,7 +23,7 @@ type trust struct {
 }
 
 // set takes the options over.
-func (t *trust) set(o Options) error {
+func (t *peers) set(o Options) error {
 	t.roots, t.verify, t.verified, t.refused, t.now = o.Roots, o.Verify, o.Verified, o.Refused, o.Now
 	if t.now == nil {
 		t.now = time.Now
@@ -54,7 +54,7 @@ func (d *distrust) revoked() bool {
 }
 
 // config is credential's for host, with the roots of now and the judgement of Options.Verify.
-func (t *trust) config(credential *identity.Credential, id *identity.Identity, host string) *tls.Config {
+func (t *peers) config(credential *identity.Credential, id *identity.Identity, host string) *tls.Config {
 	c := credential.TLS(t.current(credential, id), host)
 	if t.verify == nil {
 		return c
@@ -71,7 +71,7 @@ func (t *trust) config(credential *identity.Credential, id *identity.Identity, h
 
 // current returns the roots of now. Where they are others than before, no TLS session of
 // before is resumed.
-func (t *trust) current(credential *identity.Credential, id *identity.Identity) *x509.CertPool {
+func (t *peers) current(credential *identity.Credential, id *identity.Identity) *x509.CertPool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	pool := t.roots()

@@ -322,9 +322,9 @@ func (s *staple) named(c *x509.Certificate) bool {
 }
 
 // signedBy checks the signature and who may have made it: the issuer itself, or one to whom it
-// gave this right directly (RFC 6960, 4.2.2.2). now judges the responder's certificate, which is
-// returned where there is one.
-func (s *staple) signedBy(issuer *x509.Certificate, now time.Time) (responder *x509.Certificate, err error) {
+// gave this right directly (RFC 6960, 4.2.2.2). at is when it was made, by its own words: whether
+// a responder's certificate, which is returned, is valid now, is a question of how fresh it is.
+func (s *staple) signedBy(issuer *x509.Certificate, at time.Time) (responder *x509.Certificate, err error) {
 	if s.named(issuer) {
 		if err := issuer.CheckSignature(s.algorithm, s.signed, s.signature); err != nil {
 			return nil, err
@@ -339,8 +339,8 @@ func (s *staple) signedBy(issuer *x509.Certificate, now time.Time) (responder *x
 		switch {
 		case !slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageOCSPSigning):
 			return nil, errors.New("its responder may not sign answers: its certificate is for other uses")
-		case now.Before(c.NotBefore) || now.After(c.NotAfter):
-			return nil, errors.New("the certificate of its responder is not valid now")
+		case at.Before(c.NotBefore) || at.After(c.NotAfter):
+			return nil, errors.New("the certificate of its responder was not valid when it answered")
 		}
 		if err := c.CheckSignatureFrom(issuer); err != nil {
 			return nil, fmt.Errorf("its responder was not named by the issuer: %w", err)

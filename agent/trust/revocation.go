@@ -331,7 +331,7 @@ func (v *Revocation) byStaple(response []byte, c, issuer *x509.Certificate) find
 	if !ok {
 		return bad(errors.New("it is for another certificate"))
 	}
-	responder, err := s.signedBy(issuer, v.at(a.this))
+	responder, err := s.signedBy(issuer, a.this)
 	if err != nil {
 		return bad(err)
 	}
@@ -345,6 +345,11 @@ func (v *Revocation) byStaple(response []byte, c, issuer *x509.Certificate) find
 		return finding{result: ResultUnknown, why: "the OCSP responder does not know it"}
 	}
 	until, why := v.fresh(a.this, a.next)
+	if responder != nil && why == "" {
+		var end time.Time
+		end, why = v.fresh(a.this, responder.NotAfter)
+		until = sooner(until, end)
+	}
 	if why != "" {
 		return finding{result: ResultUnknown, why: "the stapled OCSP response " + why}
 	}

@@ -164,8 +164,11 @@ var matrix = map[string]func(t *testing.T, p *pki) (staple []byte, lists [][]byt
 	"staple of a responder that another authority named": func(t *testing.T, p *pki) ([]byte, [][]byte, judgement) {
 		return p.root.issue(t, "responder", responder).staple(t, p.issuing, p.broker.SerialNumber), rootList(t, p), badStaple("not named by the issuer")
 	},
-	"staple of a responder that expired": func(t *testing.T, p *pki) ([]byte, [][]byte, judgement) {
-		return p.issuing.issue(t, "responder", responder, validFor(-2*time.Hour, -time.Hour)).staple(t, p.issuing, p.broker.SerialNumber), rootList(t, p), badStaple("not valid now")
+	"staple of a responder that had expired": func(t *testing.T, p *pki) ([]byte, [][]byte, judgement) {
+		return p.issuing.issue(t, "responder", responder, validFor(-3*time.Hour, -2*time.Hour)).staple(t, p.issuing, p.broker.SerialNumber), rootList(t, p), badStaple("not valid when")
+	},
+	"staple of a responder that expired since": func(t *testing.T, p *pki) ([]byte, [][]byte, judgement) {
+		return p.issuing.issue(t, "responder", responder, validFor(-3*time.Hour, -30*time.Minute)).staple(t, p.issuing, p.broker.SerialNumber), rootList(t, p), unknown("ran out")
 	},
 	"staple of a responder that is revoked": func(t *testing.T, p *pki) ([]byte, [][]byte, judgement) {
 		r := p.issuing.issue(t, "responder", responder)
