@@ -131,10 +131,11 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 	}
 	fsys := disk.OS()
 	a.clock = clock.Open(fsys, filepath.Join(c.StateDir, "time"), a.options.Built, a.log)
-	if err = a.openTrust(fsys); err != nil {
+	a.openRegistrarTrust(ctx, fsys)
+	if err = a.openIdentity(ctx, fsys); err != nil {
 		return err
 	}
-	if err = a.openIdentity(ctx, fsys); err != nil {
+	if err = a.openBrokerTrust(fsys); err != nil {
 		return err
 	}
 	if err = a.openAudit(fsys); err != nil {

@@ -21,20 +21,35 @@ type trusted struct {
 	revocation *trust.Revocation
 }
 
-func (a *agent) openTrust(fsys disk.FS) (err error) {
-	o := trust.Options{FS: fsys, StateDir: a.config.StateDir, Clock: a.clock, Log: a.log, Changed: a.recheck}
+// openRegistrarTrust reads whom the agent believes to be the registrar. Without it the agent runs,
+// and its certificate is renewed by the file of enroll.roots as soon as that is there.
+func (a *agent) openRegistrarTrust(ctx context.Context, fsys disk.FS) {
+	e := a.config.Enroll
+	if e.Method == enroll.MethodNone || e.Method == "" {
+		return
+	}
+	roots, err := trust.OpenRoots(trust.RootsConfig{Name: "registrar", File: e.Roots}, a.trustOptions(fsys))
+	if err != nil {
+		a.log.LogAttrs(ctx, slog.LevelError, "roots of the registrar not usable", slog.Any("err", err))
+		return
+	}
+	a.trust.registrars = roots
+}
+
+// openBrokerTrust reads whom the agent believes to be the broker.
+func (a *agent) openBrokerTrust(fsys disk.FS) (err error) {
+	o := a.trustOptions(fsys)
 	if a.trust.brokers, err = trust.OpenRoots(trust.RootsConfig{Name: "broker", File: a.config.Session.Roots}, o); err != nil {
 		return fmt.Errorf("session.roots: %w", err)
-	}
-	if e := a.config.Enroll; e.Method != enroll.MethodNone && e.Method != "" {
-		if a.trust.registrars, err = trust.OpenRoots(trust.RootsConfig{Name: "registrar", File: e.Roots}, o); err != nil {
-			return fmt.Errorf("enroll.roots: %w", err)
-		}
 	}
 	if a.trust.revocation, err = trust.NewRevocation(a.config.Revocation, o, trust.HTTP(a.trust.brokers.Pool)); err != nil {
 		return fmt.Errorf("revocation: %w", err)
 	}
 	return nil
+}
+
+func (a *agent) trustOptions(fsys disk.FS) trust.Options {
+	return trust.Options{FS: fsys, StateDir: a.config.StateDir, Clock: a.clock, Log: a.log, Changed: a.recheck}
 }
 
 // recheck has the session look again at the broker it is connected to.
