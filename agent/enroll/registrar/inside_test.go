@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -15,8 +16,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ferrule/agent/enroll/registrar/records"
 	"ferrule/agent/enroll/wire"
 	"ferrule/internal/disk/disktest"
+	"ferrule/tpm/attest"
 )
 
 func csrFor(t testing.TB, device string) []byte {
@@ -181,17 +184,21 @@ func FuzzCSR(f *testing.F) {
 	})
 }
 
-// FuzzRequests: no body makes the registrar panic, fail by itself, or issue anything.
+// FuzzRequests: no body makes the registrar panic, fail by itself, or issue anything, at whatever
+// step a session is.
 func FuzzRequests(f *testing.F) {
-	r := registrarOn(f, disktest.New())
-	if _, err := r.Records.AddToken("gw-1", time.Hour); err != nil {
-		f.Fatal(err)
-	}
-	handler := r.handler()
+	d := deskOn(f, disktest.New(), caDir, Config{AllowSoftwareKeys: true, TPMs: attest.Verifier{TrustOnFirstUse: true}})
+	d.check = d.verify
+	token := d.token(f, "gw-1")
+	p := newPretender(f, "one")
+	items, _ := p.items(f, make([]byte, nonceBytes), "gw-1")
 	for _, body := range []any{
 		wire.Begin{Versions: []int{wire.Version}, Token: "t"},
-		wire.Evidence{Session: "s", Evidence: []wire.Item{{Kind: wire.KindCSR, Data: csrFor(f, "gw-1")}}},
-		wire.Finish{Session: "s", Answers: []wire.Item{}},
+		wire.Begin{Versions: []int{wire.Version}, Device: "gw-1"},
+		wire.Evidence{Session: "begun", Evidence: items},
+		wire.Evidence{Session: "begun", Evidence: items[:1]},
+		wire.Finish{Session: "challenged", Answers: []wire.Item{{Kind: wire.KindActivation, Data: make([]byte, 32)}}},
+		wire.Finish{Session: "begun"},
 	} {
 		text, err := json.Marshal(body)
 		if err != nil {
@@ -199,13 +206,53 @@ func FuzzRequests(f *testing.F) {
 		}
 		f.Add(text)
 	}
+	handler := d.handler()
 	f.Fuzz(func(t *testing.T, body []byte) {
+		d.sessions = newSessions()
+		e := entitlement{device: "gw-1", basis: records.ByToken(records.TokenDigest(token)), ends: time.Now().Add(time.Hour)}
+		open := func(name string, s state) {
+			d.sessions.open[name] = &session{entitlement: e, nonce: make([]byte, nonceBytes), state: s,
+				answer: bytes.Repeat([]byte{7}, 32), expires: time.Now().Add(time.Hour)}
+		}
 		for _, path := range []string{wire.PathBegin, wire.PathEvidence, wire.PathFinish} {
+			open("begun", begun)
+			open("challenged", challenged)
 			w := httptest.NewRecorder()
 			handler.ServeHTTP(w, httptest.NewRequest(http.MethodPost, path, bytes.NewReader(body)))
-			if w.Code < 400 || w.Code >= 500 {
+			if w.Code >= 500 || w.Code < 400 && path == wire.PathFinish {
 				t.Errorf("%s: %d %s", path, w.Code, w.Body)
 			}
+			if len(d.sessions.open) > 3 {
+				t.Errorf("%d sessions", len(d.sessions.open))
+			}
 		}
+		if _, err := d.Records.Device("gw-1"); !errors.Is(err, records.ErrUnknown) {
+			t.Errorf("something was issued: %v", err)
+		}
+	})
+}
+
+// FuzzCollected: no file makes the registrar panic or fail by itself.
+func FuzzCollected(f *testing.F) {
+	d := deskOn(f, disktest.New(), caDir, Config{})
+	order, err := NewOrder("gw-1")
+	if err != nil {
+		f.Fatal(err)
+	}
+	items, _ := newPretender(f, "one").items(f, order.Nonce, "gw-1")
+	d.check = d.verify
+	text, err := json.Marshal(wire.Collected{Order: order, Evidence: items})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte("{}"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		_, err := d.Deliver(t.Context(), order, time.Now(), text)
+		refused, ok := errors.AsType[*wire.Error](err)
+		if !ok || refused.Code == wire.CodeInternal || refused.Code == wire.CodeBackend {
+			t.Errorf("%v", err)
+		}
+		_, _ = ReadOrder("gw-1", text)
 	})
 }

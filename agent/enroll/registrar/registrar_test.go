@@ -61,14 +61,27 @@ func (j *journal) String() string {
 	return j.text.String()
 }
 
-func serve(t testing.TB) *service { return serveFor(t, time.Hour) }
-
-func serveFor(t testing.TB, life time.Duration) *service {
+// serve starts a registrar that takes keys in files.
+func serve(t testing.TB) *service {
 	t.Helper()
-	s := &service{dir: filepath.Join(t.TempDir(), "ca"), log: &journal{}}
+	return serveWith(t, registrar.Config{AllowSoftwareKeys: true})
+}
+
+func serveWith(t testing.TB, c registrar.Config) *service {
+	t.Helper()
+	return serveAt(t, filepath.Join(t.TempDir(), "ca"), c)
+}
+
+func serveAt(t testing.TB, dir string, c registrar.Config) *service {
+	t.Helper()
+	s := &service{dir: dir, log: &journal{}}
 	s.ca, s.book = newCA(t, s.dir)
+	c.CA, c.Records = s.ca, s.book
+	if c.Life == 0 {
+		c.Life = time.Hour
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := registrar.New(registrar.Config{CA: s.ca, Records: s.book, Life: life, AllowSoftwareKeys: true}, slog.New(slog.NewTextHandler(s.log, nil)))
+	r := registrar.New(c, slog.New(slog.NewTextHandler(s.log, nil)))
 	listener, err := r.Listen(ctx, "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
