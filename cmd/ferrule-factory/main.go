@@ -59,6 +59,8 @@ func table() []command {
 		{"batch issue", "DIR [-- COMMAND]", "check the evidence that came back, and write the deliveries; safe to run again", issuingFlags, runBatchIssue},
 		{"batch status", "DIR", "how far each device of a batch is", jsonFlag, runBatchStatus},
 		{"labels", "RECORDS.jsonl", "print labels with QR codes, an HTML page for A4 sheets of 3 × 8", jsonFlag, runLabels},
+		{"authorize init", "DIR", "make the key of one who authorises commands; safe to run again", authorizeInitFlags, runAuthorizeInit},
+		{"authorize", "", "print a token that lets one command of one device act", authorizeFlags, runAuthorize},
 		{"records", "DIR", "print one JSON line for every certificate issued", jsonFlag, runRecords},
 	}
 }
@@ -73,6 +75,7 @@ type env struct {
 	issuing        issuingOptions
 	registrar      registrarOptions
 	release        bool
+	authorize      authorizeOptions
 	command        []string // what stands behind --
 }
 
