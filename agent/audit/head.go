@@ -24,6 +24,7 @@ const (
 	eventTorn     = "audit.torn"      // a segment ends at offset: a power cut, or a disk that refused
 	eventKey      = "audit.key"       // the device's key is new
 	eventHeadLost = "audit.head-lost" // the log went on without a head that proves what is before
+	eventUnsigned = "audit.unsigned"  // lines that no head proved when the agent started; it signs them all the same
 	eventMissing  = "audit.missing"   // lines that a head had proved are gone or others
 )
 
@@ -181,6 +182,16 @@ func (w *writer) dropHeads(keep string) {
 	for _, old := range heads[min(len(heads), maxHeads-2):] {
 		_ = w.o.FS.Remove(filepath.Join(w.o.Dir, old.Name())) // whatever stays is tried next time
 	}
+}
+
+// knows reports whether a key has signed a head of this log, so that it can take over.
+func (w *writer) knows(key crypto.PublicKey) bool {
+	h, err := readHead(w.o.FS, w.o.Dir, key)
+	if err != nil || h.Seq > w.last {
+		return false
+	}
+	w.announced = thumbprintOf(key)
+	return true
 }
 
 // change is the old key's word for the new one.

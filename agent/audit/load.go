@@ -232,6 +232,9 @@ func (w *writer) compare(h head, headErr error, found, proved bool) error {
 		}
 		w.pending = append(w.pending, Event{Name: eventHeadLost, Attrs: []slog.Attr{slog.Uint64("last", w.last), slog.String("err", why)}})
 	}
+	if headErr == nil && proved && w.last > h.Seq {
+		w.pending = append(w.pending, Event{Name: eventUnsigned, Attrs: []slog.Attr{slog.Uint64("from", h.Seq+1), slog.Uint64("to", w.last)}})
+	}
 	w.begins = w.first()
 	if headErr == nil {
 		w.begins = h.First

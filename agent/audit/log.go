@@ -239,11 +239,15 @@ func (l *Log) sign() error {
 
 // KeyChange records that the device's key will be next, in the words of the old key, which is about to go: whoever holds the
 // old key's certificate alone can follow from it. And next signs the head, so that it can take over. Both keys sign once. It
-// is called when the new key is staged, before the old one goes; where it was not, the log says only that the key changed.
+// is called when the new key is staged, before the old one goes, and does nothing where it was called before; where it was not,
+// the log says only that the key changed.
 func (l *Log) KeyChange(ctx context.Context, old, next crypto.Signer) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	err := l.flush()
+	if err == nil && l.w.knows(next.Public()) {
+		return nil
+	}
 	if err == nil {
 		var e Event
 		if e, err = l.w.change(old, next.Public(), l.o.Device()); err == nil {

@@ -298,6 +298,9 @@ func (v *verifier) own(l Line, at *Break) {
 		case at.Code == "":
 			at.Code, at.Reason = BreakReported, fmt.Sprintf("the device found at a start no head that proves the lines up to %d; with the certificates of former keys they may be proved", before)
 		}
+	case eventUnsigned:
+		v.notef("lines %d to %d were on the disk, and not signed, when the agent started at line %d after a power cut or a kill; whoever could write the disk meanwhile could have written them",
+			l.number("from"), l.number("to"), l.Seq)
 	case eventKey:
 		word := "by the word of the old key"
 		if l.text("statement") == "" {

@@ -278,7 +278,11 @@ func (o Operation) String() string {
 	if o.Command != "write" {
 		return o.Command
 	}
-	return fmt.Sprintf("write:%s/%s/%s=%.80v", Quote(o.Line), Quote(o.Unit), Quote(o.Point), o.Value)
+	value := fmt.Sprint(o.Value)
+	if text, ok := o.Value.(string); ok {
+		value = "'" + Quote(text) + "'"
+	}
+	return fmt.Sprintf("write:%s/%s/%s=%.80s", Quote(o.Line), Quote(o.Unit), Quote(o.Point), value)
 }
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
