@@ -126,16 +126,26 @@ func (d *desk) config() enroll.Config {
 }
 
 func (d *desk) enroll(ctx context.Context, _ enroll.Config, r enroll.Request) (enroll.Result, error) {
-	if d.before != nil {
-		if err := d.before(r); err != nil {
+	d.mu.Lock()
+	before, after := d.before, d.after
+	d.mu.Unlock()
+	if before != nil {
+		if err := before(r); err != nil {
 			return enroll.Result{}, err
 		}
 	}
 	result, err := d.serve(ctx, r)
-	if err == nil && d.after != nil {
-		err = d.after(r)
+	if err == nil && after != nil {
+		err = after(r)
 	}
 	return result, err
+}
+
+// set chooses what fails from now on.
+func (d *desk) set(before, after func(enroll.Request) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.before, d.after = before, after
 }
 
 func (d *desk) refuse(format string, args ...any) error {

@@ -120,7 +120,7 @@ func (s *schedule) failed(tick time.Time, t term, do action, err error) {
 		s.failures--
 	case errors.Is(err, enroll.ErrRefused) && s.turn == nothing && do == renewal:
 		s.turn = renewal // the other way is tried soon
-	case errors.Is(err, enroll.ErrRefused):
+	case errors.Is(err, enroll.ErrRefused), errors.Is(err, ErrNoWayBack):
 		// Whoever said no to both ways says it again: ask seldom.
 		s.turn = nothing
 		pause = last/2 + time.Duration(s.random()*float64(last)/2)

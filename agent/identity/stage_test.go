@@ -182,7 +182,9 @@ func TestEnrollRekey(t *testing.T) {
 // What waits on the disk and is of no use is thrown away, and harms nothing.
 func TestUselessStagedFiles(t *testing.T) {
 	for name, spoil := range map[string]func(t *testing.T, d *desk, dir string, i *identity.Identity){
-		"rubbish": func(t *testing.T, _ *desk, dir string, _ *identity.Identity) { write(t, dir, "device.crt.next", "rubbish") },
+		"rubbish": func(t *testing.T, _ *desk, dir string, _ *identity.Identity) {
+			write(t, dir, "device.crt.next", "rubbish")
+		},
 		"for a key that nobody has": func(t *testing.T, _ *desk, dir string, _ *identity.Identity) {
 			other, _ := softwareKey(t)
 			write(t, dir, "device.crt.next", string(certify(t, other.Public(), "gw-1", time.Now().Add(time.Hour))))
@@ -204,7 +206,9 @@ func TestUselessStagedFiles(t *testing.T) {
 			deskEnroll(t, d, c, o, identity.EnrollRequest{Token: d.token("gw-1"), Force: true})
 			write(t, dir, "device.crt.next", next)
 		},
-		"a key of rubbish": func(t *testing.T, _ *desk, dir string, _ *identity.Identity) { write(t, dir, "device.pem.next", "rubbish") },
+		"a key of rubbish": func(t *testing.T, _ *desk, dir string, _ *identity.Identity) {
+			write(t, dir, "device.pem.next", "rubbish")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			desk := newDesk(t)
