@@ -109,3 +109,54 @@ func BenchmarkHandshake(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkAttestation is the TPM's share of an enrollment, with the commands and bytes that
+// it takes; activation is of each kind of endorsement key.
+func BenchmarkAttestation(b *testing.B) {
+	s := tpmtest.Certified(b)
+	d := open(b, s.Address(), tpm.Options{})
+	k := load(b, d, newKey(b, d, tpm.KeySpec{}))
+	e := mustAttest(b, k)
+	run := func(name string, f func() error) {
+		b.Run(name, func(b *testing.B) {
+			before := d.Stats()
+			for b.Loop() {
+				if err := f(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			after := d.Stats()
+			b.ReportMetric(float64(after.Total()-before.Total())/float64(b.N), "commands/op")
+			b.ReportMetric(float64(after.BytesOut-before.BytesOut)/float64(b.N), "B-out/op")
+			b.ReportMetric(float64(after.BytesIn-before.BytesIn)/float64(b.N), "B-in/op")
+		})
+	}
+	run("attest", func() error {
+		_, err := k.Attest(background, make([]byte, 32))
+		return err
+	})
+	for i, kind := range kinds(b, e, s.Roots()) {
+		c, _ := challenge(b, e, i)
+		run("activate "+kind, func() error {
+			_, err := k.Activate(background, c)
+			return err
+		})
+	}
+	run("inspect", func() error {
+		d.Inspect(background, tpm.Known{})
+		return nil
+	})
+}
+
+// BenchmarkThreeKeys signs with three keys in turn, which a TPM of three slots has to load
+// again each time.
+func BenchmarkThreeKeys(b *testing.B) {
+	d := open(b, tpmtest.Start(b).Address(), tpm.Options{})
+	var keys []*tpm.Key
+	for range 3 {
+		keys = append(keys, load(b, d, newKey(b, d, tpm.KeySpec{})))
+	}
+	for i := 0; b.Loop(); i++ {
+		mustSign(b, keys[i%3])
+	}
+}

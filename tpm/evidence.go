@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"time"
 
 	"ferrule/internal/hint"
 	"ferrule/tpm/attest"
@@ -19,9 +18,9 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// patience is how long a TPM may take to derive an RSA key: chips that keep none ready look
-// for primes, for half a minute and more.
-const patience = 2 * time.Minute
+// patience is how many command timeouts a TPM may take to derive an RSA key: chips that keep
+// none ready look for primes, for half a minute and more.
+const patience = 12
 
 const hintEndorsement = "remove the password (tpm2_changeauth -c e -p OLD), or enable the hierarchy in the firmware's setup"
 
@@ -214,7 +213,7 @@ func endorsedKey(pub tpm2.TPM2BPublic) (crypto.PublicKey, error) {
 
 func (d *Device) createEK(c *call, e *endorsement) (*tpm2.CreatePrimaryResponse, error) {
 	if e.template.Type == tpm2.TPMAlgRSA {
-		c.wait = patience
+		c.wait = patience * d.commandTimeout
 		defer func() { c.wait = 0 }()
 	}
 	return d.createPrimary(c, tpm2.TPMRHEndorsement, e.template, nil)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"ferrule/tpm"
+	"ferrule/tpm/attest"
 	"ferrule/tpm/tpmtest"
 
 	"github.com/google/go-tpm/tpm2"
@@ -73,19 +74,21 @@ func FuzzResponse(f *testing.F) {
 			rsp[1] = 2
 		}
 		next := func() (tpm.Descriptor, error) {
-			return tpmtest.NewDescriptor(slices.Repeat([]tpmtest.Step{{Answer: rsp}}, 16)...), nil
+			return tpmtest.NewDescriptor(slices.Repeat([]tpmtest.Step{{Answer: rsp}}, 128)...), nil
 		}
 		d, err := tpm.OpenDescriptors(tpm.Options{Path: "/dev/tpmrm0", RetryBudget: 1}, next)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx := context.Background()
-		_, _ = d.Health(ctx)
+		_ = d.Inspect(ctx, tpm.Known{SRK: []byte{1}, EK: []byte{2}})
 		_, _ = d.EnsureSRK(ctx, nil)
 		_, _ = d.OpenHandle(ctx, 0x81010001)
 		_, _ = d.CreateKey(ctx, tpm.KeySpec{Parent: tpm.OwnerHandle})
 		if k, err := d.LoadKey(ctx, file); err == nil {
 			_, _ = k.Sign(nil, make([]byte, 32), crypto.SHA256)
+			_, _ = k.Attest(ctx, make([]byte, 32))
+			_, _ = k.Activate(ctx, attest.Challenge{Credential: make([]byte, 68), Secret: make([]byte, 100)})
 		}
 		_ = d.Close()
 	})
@@ -105,7 +108,7 @@ func (r *recorder) Send(cmd []byte) ([]byte, error) {
 
 func realAnswers(f *testing.F) [][]byte {
 	f.Helper()
-	s := tpmtest.Start(f)
+	s := tpmtest.Certified(f)
 	d := open(f, s.Address(), tpm.Options{})
 	name, err := d.EnsureSRK(background, nil)
 	if err != nil {
@@ -120,6 +123,12 @@ func realAnswers(f *testing.F) [][]byte {
 	_, _ = tpm2.GetCapability{Capability: tpm2.TPMCapTPMProperties, Property: 0x200, PropertyCount: 16}.Execute(r)
 	_, _ = tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x81000000, PropertyCount: 16}.Execute(r)
 	_, _ = tpm2.CreatePrimary{PrimaryHandle: owner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(r)
+	_, _ = tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: 0x01C00000, PropertyCount: 64}.Execute(r)
+	_, _ = tpm2.GetCapability{Capability: tpm2.TPMCapECCCurves, PropertyCount: 64}.Execute(r)
+	if index, err := (tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(0x01C00016)}).Execute(r); err == nil {
+		at := tpm2.AuthHandle{Handle: 0x01C00016, Name: index.NVName, Auth: tpm2.PasswordAuth(nil)}
+		_, _ = tpm2.NVRead{AuthHandle: at, NVIndex: tpm2.NamedHandle{Handle: 0x01C00016, Name: index.NVName}, Size: 512}.Execute(r)
+	}
 	key := load(f, d, newKey(f, d, tpm.KeySpec{}))
 	mustSign(f, key)
 	_, _ = tpm2.Sign{

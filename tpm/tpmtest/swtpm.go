@@ -130,8 +130,9 @@ func (s *Swtpm) start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stderr.Reset()
-	cmd := exec.Command(program, "socket", "--tpm2", "--tpmstate", "dir="+s.stateDir,
+	cmd := exec.Command(program, "socket", "--tpm2", "--tpmstate", "dir=.",
 		"--server", "type=unixio,path="+s.socket, "--ctrl", "type=unixio,path="+s.socket+".ctrl", "--flags", "not-need-init,startup-clear")
+	cmd.Dir = s.stateDir // a comma in its name would end the option
 	cmd.Stdout, cmd.Stderr = &s.stderr, &s.stderr
 	// A signal at the terminal is for us alone: we end the TPM after the keys are closed.
 	// Where we die without doing so, the kernel does; it counts the thread that started the
