@@ -685,6 +685,33 @@ func short(op disktest.Op) error {
 	return nil
 }
 
+// However much is appended, a disk that refuses is asked ever more rarely.
+func TestABadDiskIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := disktest.New()
+		w := newWorld(t, d)
+		l := w.open(t)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- l.Run(ctx) }()
+		d.Fail(func(op disktest.Op) error { return onlyIf(op.Kind.Changes(), syscall.EIO) })
+		for i := range 6000 {
+			_ = l.Append(t.Context(), audit.Event{Name: "e", Essential: true, Attrs: []slog.Attr{slog.Int("n", i)}})
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := d.Count(disktest.Create) + d.Count(disktest.Mkdir); n > 20 {
+			t.Errorf("asked %d times in ten minutes", n)
+		}
+		stop()
+		<-done
+		d.Fail(nil)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		whole(t, w.verify(t))
+	})
+}
+
 // What costs a TPM command or a write is bounded, and nothing happens while nothing happens.
 func TestQuietAndBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

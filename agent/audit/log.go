@@ -14,8 +14,9 @@ const (
 	burst    = 32          // events of a name at once
 	refill   = time.Minute // one more
 	maxNames = 64          // names that are told apart; others share one limit
-	// retryAfter is how long a disk or key that refused is left alone.
-	retryAfter = 5 * time.Second
+	// retryFirst and retryMost bound how long a disk that refused is left alone; the pause doubles.
+	retryFirst = 5 * time.Second
+	retryMost  = time.Minute
 )
 
 // Log is the log of one running agent. Append may be called from any goroutine and never waits for the disk: Run
@@ -35,6 +36,7 @@ type Log struct {
 
 	writing sync.Mutex // guards all below
 	w       writer
+	retry   time.Duration
 }
 
 // entry is a line that waits for its number.
@@ -134,43 +136,47 @@ func (l *Log) Run(ctx context.Context) error {
 		case <-l.wake:
 		case <-timer.C:
 		}
-		wait := l.work(ctx)
-		if wait <= 0 {
+		wait, pause := l.work(ctx)
+		if wait == never {
 			timer.Stop()
-			continue
+		} else {
+			timer.Reset(wait)
 		}
-		timer.Reset(wait)
-		// A short breath, so that many events cost few syncs.
-		pause := time.NewTimer(min(wait, syncPause))
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return ctx.Err()
-		case <-pause.C:
+		if err := sleep(ctx, pause); err != nil {
+			return err
 		}
 	}
 }
 
-// work does what is due and says when something will be; 0 is never, unless something is appended.
-func (l *Log) work(ctx context.Context) time.Duration {
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// work does what is due. It says when something will be due by itself, and how long to rest before anything else:
+// a short breath, so that many events cost few syncs, and longer where the disk refuses.
+func (l *Log) work(ctx context.Context) (wait, pause time.Duration) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	err := l.flush()
-	due := l.w.due(time.Now())
 	if err != nil {
 		l.note(ctx, err)
-		return retryAfter
+		l.retry = min(max(2*l.retry, retryFirst), retryMost)
+		return l.retry, l.retry
 	}
-	if due == 0 {
+	l.retry = 0
+	if wait = l.w.due(time.Now()); wait == 0 {
 		err = l.sign()
-		due = l.w.due(time.Now())
+		wait = l.w.due(time.Now())
 	}
 	l.note(ctx, err)
-	switch {
-	case due == never:
-		return 0
-	}
-	return max(due, syncPause)
+	return max(wait, syncPause), syncPause
 }
 
 // flush writes all that waits.
