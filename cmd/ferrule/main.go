@@ -51,7 +51,6 @@ func table() []command {
 		{"tpm", "[--json]", "show what the TPM is, and what keeps it from serving; changes nothing", tpmFlags, runTPM},
 		{"roots", "status|stage|confirm|discard [FILE]", "change whom the running agent believes", rootsFlags, runRoots},
 		{"audit", "verify [--json]", "check that nothing in the audit log was changed", auditFlags, runAudit},
-		{"audit", "verify", "check the log of what mattered", auditFlags, runAudit},
 		{"reset", "--yes", "back to the factory identity; removes everything else", resetFlags, runReset},
 		{"ports", "[--json]", "list serial ports with their stable names; opens none", (*env).jsonFlag, runPorts},
 		{"version", "[--json]", "version, and with --json the bill of materials", (*env).jsonFlag, runVersion},
