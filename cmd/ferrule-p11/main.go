@@ -51,6 +51,7 @@ type env struct {
 	socket         string
 	uids, gids     ids
 	log            string
+	level          slog.Level
 	verbose        bool
 }
 
@@ -96,6 +97,7 @@ func (e *env) flags() *flag.FlagSet {
 	f.StringVar(&e.socket, "socket", "/run/ferrule/p11.sock", "the unix `socket` to listen on")
 	f.Func("allow-uid", "a `user`, by name or number, who may sign, and whose group gets the socket; may be repeated (always: root and the user that runs this)", e.uids.add(userID))
 	f.Func("allow-gid", "a `group`, by name or number, which may sign, and the first of which gets the socket; may be repeated", e.gids.add(groupID))
+	f.DurationVar(&e.token.hang, "patience", hangTime, "end after the module has taken so long for one request: only a new process helps then")
 	f.StringVar(&e.log, "log", "text", "the log's `form`: text or json")
 	f.BoolVar(&e.verbose, "verbose", false, "log every request")
 	return f
@@ -135,7 +137,7 @@ func groupID(name string) (string, error) {
 }
 
 func (e *env) logger() (*slog.Logger, error) {
-	o := &slog.HandlerOptions{Level: slog.LevelInfo}
+	o := &slog.HandlerOptions{Level: e.level}
 	if e.verbose {
 		o.Level = slog.LevelDebug
 	}
@@ -209,6 +211,7 @@ func (e *env) group() int {
 
 // keys prints one line for each key that could be served.
 func (e *env) keys(ctx context.Context) error {
+	e.level = slog.LevelError // what goes wrong is printed once, at the end
 	t, err := e.open(ctx)
 	if err != nil {
 		return err

@@ -81,10 +81,10 @@ func openToken(ctx context.Context, c tokenConfig) (*token, error) {
 	t.dead, t.die = context.WithCancelCause(context.Background())
 	_, err := do(ctx, t, func(*session) (struct{}, error) { return struct{}{}, nil })
 	if err != nil {
-		t.close()
 		if t.dead.Err() != nil {
 			err = context.Cause(t.dead)
 		}
+		t.close()
 		return nil, err
 	}
 	return t, nil
@@ -138,7 +138,7 @@ func (t *token) withSession(f func(*session) error) error {
 		if err == nil || !t.mayPass(err, step) {
 			return answerError(err)
 		}
-		t.c.log.LogAttrs(context.Background(), slog.LevelWarn, "token lost, trying again", slog.Int("step", step+1), slog.Any("err", err))
+		t.c.log.LogAttrs(context.Background(), slog.LevelWarn, "token failed, trying again", slog.Int("step", step+1), slog.Any("err", err))
 		t.back(step)
 	}
 }
