@@ -20,11 +20,7 @@ import (
 
 // parseName reads the number of a segment from its file's name.
 func parseName(name string) (number int64, ok bool) {
-	digits, ok := strings.CutPrefix(name, prefix)
-	if digits, ok = strings.CutSuffix(digits, suffix); !ok || len(digits) != 10 {
-		return 0, false
-	}
-	number, err := strconv.ParseInt(digits, 10, 64)
+	number, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimPrefix(name, prefix), suffix), 10, 64)
 	return number, err == nil && number > 0 && segment{number: number}.name() == name
 }
 

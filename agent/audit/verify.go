@@ -90,7 +90,6 @@ type verifier struct {
 
 	prev  hash
 	begun bool
-	seen  time.Time
 }
 
 // tear is where a segment ends, by the word of a later one.
