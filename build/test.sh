@@ -17,21 +17,24 @@ if [ -z "${FERRULE_CORPORA:-}" ]; then
 NOTE
 fi
 
-packages=$(go list ./... | grep -v '/build/e2e$')
+# packages are those of one kind of build: without cgo, ferrule-p11 is none of them.
+packages() { # CGO_ENABLED
+  CGO_ENABLED=$1 go list ./... | grep -v '/build/e2e$'
+}
 
 # emulated runs the tests of one architecture under qemu-user. There is no binfmt to rely on, so
 # a test that starts its own binary again puts the words of FERRULE_EXEC before it.
 emulated() { # qemu
   command -v "$1" >/dev/null || { echo "$1 is missing; run: make deps" >&2; exit 1; }
-  # shellcheck disable=SC2086
-  FERRULE_EXEC=$1 CGO_ENABLED=0 go test -exec "$1" -timeout 15m $packages
+  # shellcheck disable=SC2046
+  FERRULE_EXEC=$1 CGO_ENABLED=0 go test -exec "$1" -timeout 15m $(packages 0)
 }
 
 case ${1:-native} in
 native)
   echo "== go test -race"
-  # shellcheck disable=SC2086
-  CGO_ENABLED=1 go test -race -timeout 5m $packages
+  # shellcheck disable=SC2046
+  CGO_ENABLED=1 go test -race -timeout 5m $(packages 1)
   ;;
 arm)
   echo "== go test, GOARCH=arm GOARM=6 under qemu"
