@@ -2,12 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
 	"ferrule/agent/enroll/registrar/ca"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
-	"fmt"
-	"strings"
 )
 
 // caOptions are the flags of ca init and ca server.
@@ -32,11 +37,13 @@ func (h *hosts) Set(host string) error {
 func caFlags(e *env) {
 	e.flags.StringVar(&e.ca.name, "name", "Ferrule factory", "the `name` that the CA's certificates bear")
 	e.flags.Var(&e.ca.hosts, "host", "a DNS `name` or address of broker and registrar; may be repeated (default localhost and 127.0.0.1)")
+	jsonFlag(e)
 }
 
 func serverFlags(e *env) {
 	e.flags.StringVar(&e.ca.name, "name", "", "the file `name`: NAME.crt and NAME.key")
 	e.flags.Var(&e.ca.hosts, "host", "a DNS `name` or address of the server; may be repeated")
+	jsonFlag(e)
 }
 
 func runCAInit(_ context.Context, e *env) error {
@@ -49,6 +56,9 @@ func runCAInit(_ context.Context, e *env) error {
 		if err := authority.Server(server, e.ca.hosts); err != nil {
 			return err
 		}
+	}
+	if e.json {
+		return e.printJSON(map[string]any{"dir": dir, "root": filepath.Join(dir, "root.crt"), "root_sha256": fingerprint(authority.Root())})
 	}
 	fmt.Fprintf(e.stdout, `CA ready in %[1]s
   root.crt       give it to devices and brokers as the root they trust
@@ -63,9 +73,22 @@ func runCAServer(_ context.Context, e *env) error {
 	if e.ca.name == "" || len(e.ca.hosts) == 0 {
 		return hint.With(fmt.Errorf("%w: --name and --host are needed", errUsage), "ferrule-factory ca server DIR --name broker2 --host broker2.example")
 	}
-	ca, err := ca.Open(disk.OS(), e.flags.Arg(0))
+	dir := e.flags.Arg(0)
+	authority, err := ca.Open(disk.OS(), dir)
 	if err != nil {
 		return err
 	}
-	return ca.Server(e.ca.name, e.ca.hosts)
+	if err := authority.Server(e.ca.name, e.ca.hosts); err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(map[string]any{"certificate": filepath.Join(dir, e.ca.name+".crt"), "key": filepath.Join(dir, e.ca.name+".key")})
+	}
+	return nil
+}
+
+// fingerprint is the SHA-256 of a certificate, hex.
+func fingerprint(c *x509.Certificate) string {
+	sum := sha256.Sum256(c.Raw)
+	return hex.EncodeToString(sum[:])
 }

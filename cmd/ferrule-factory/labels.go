@@ -138,6 +138,9 @@ func (l label) ShortEK() string { return l.EK[:min(16, len(l.EK))] }
 // ShortFingerprint is the beginning of the certificate's hash, for a comparison by eye.
 func (l label) ShortFingerprint() string { return l.Fingerprint[:min(16, len(l.Fingerprint))] }
 
+// Long says that the id needs smaller letters.
+func (l label) Long() bool { return len(l.Device) > 32 }
+
 // MarshalJSON leaves the drawing away.
 func (l label) MarshalJSON() ([]byte, error) {
 	return json.Marshal(map[string]string{"device": l.Device, "serial": l.Serial, "ek": l.ShortEK(), "sha256": l.Fingerprint, "code": l.text()})

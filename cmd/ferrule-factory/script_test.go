@@ -26,9 +26,15 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:  "testdata/script",
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "saves": saves},
+	g := newGateways(t)
+	// The scripts run beside each other; the gateways are switched off when all are done.
+	t.Run("script", func(t *testing.T) {
+		testscript.Run(t, testscript.Params{
+			Dir: "testdata/script",
+			Cmds: map[string]func(*testscript.TestScript, bool, []string){
+				"exits": exits, "saves": saves, "makers": g.makers, "collects": g.collects, "unseals": g.unseals,
+			},
+		})
 	})
 }
 

@@ -15,7 +15,7 @@ import (
 
 // Locks are taken in this order: a device's stripe, then the commit's.
 const (
-	stripes     = 64
+	stripes     = 256
 	commitLock  = stripes
 	lockDir     = "locks"
 	lockPause   = 10 * time.Millisecond
@@ -65,7 +65,7 @@ func (l *locks) take(ctx context.Context, n int) (release func(), err error) {
 	if l.folder == "" {
 		return func() { <-l.inside[n] }, nil
 	}
-	file, err := flock(ctx, filepath.Join(l.folder, fmt.Sprintf("%02d", n)))
+	file, err := flock(ctx, filepath.Join(l.folder, fmt.Sprintf("%03d", n)))
 	if err != nil {
 		<-l.inside[n]
 		return nil, fmt.Errorf("locking the records: %w", err)
