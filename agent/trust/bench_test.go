@@ -2,7 +2,6 @@ package trust
 
 import (
 	"crypto/rand"
-	"crypto/tls"
 	"crypto/x509"
 	"math/big"
 	"runtime"
@@ -56,13 +55,18 @@ func BenchmarkCheck(b *testing.B) {
 		staple []byte
 		lists  [][]byte
 	}{
+		"nothing":               {},
 		"lists":                 {nil, [][]byte{root, large}},
 		"staple of the issuer":  {p.issuing.staple(b, p.issuing, p.broker.SerialNumber), [][]byte{root}},
 		"staple of a responder": {delegated.staple(b, p.issuing, p.broker.SerialNumber), [][]byte{root}},
 	} {
 		b.Run(name, func(b *testing.B) {
-			v := revocation(b, newWorld(), PolicyHard, test.lists...)
-			var state tls.ConnectionState = p.state(test.staple)
+			policy := PolicyHard
+			if test.lists == nil {
+				policy = PolicySoft
+			}
+			v := revocation(b, newWorld(), policy, test.lists...)
+			state := p.state(test.staple)
 			b.ReportAllocs()
 			for b.Loop() {
 				if err := v.Check(state); err != nil {

@@ -51,7 +51,7 @@ var serials = struct {
 	n int64
 }{n: 1 << 40}
 
-// make issues a certificate; nil: it signs itself.
+// issue issues a certificate; nil: it signs itself.
 func (p *party) issue(t testing.TB, name string, change ...func(*x509.Certificate)) *party {
 	t.Helper()
 	key := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
