@@ -190,6 +190,7 @@ func (e *EST) fail(w http.ResponseWriter, r *http.Request, fault ESTFault, reque
 		w.WriteHeader(http.StatusServiceUnavailable)
 	case ESTStall:
 		<-r.Context().Done()
+		panic(http.ErrAbortHandler) // else the client may see an answer while it goes
 	case ESTRedirect:
 		http.Redirect(w, r, "http://"+e.listener.Addr().String(), http.StatusFound)
 	case ESTEndless:

@@ -53,8 +53,8 @@ type Config struct {
 	Command []string `toml:"command"`
 	// How long one answer of the service, or one run of the program, may take.
 	Timeout quantity.Duration `toml:"timeout"`
-	// HTTP proxy on the way to the service: an http or https URL, or env for what HTTPS_PROXY
-	// and NO_PROXY say. It passes TLS on and can read nothing.
+	// HTTP proxy on the way to the service: an http URL, or env for what HTTPS_PROXY and NO_PROXY
+	// say. It passes TLS on and can read nothing.
 	Proxy string `toml:"proxy"`
 	// Who issues the factory certificate (ferrule enroll --factory); where this table is
 	// missing, the same as above.
@@ -148,13 +148,23 @@ func (c Config) proxy() (func(*http.Request) (*url.URL, error), error) {
 	case "":
 		return nil, nil
 	case "env":
-		return http.ProxyFromEnvironment, nil
+		return proxyOfEnvironment, nil
 	}
 	address, err := url.Parse(c.Proxy)
-	if err != nil || address.Scheme != "http" && address.Scheme != "https" || address.Host == "" {
-		return nil, hint.With(errors.New("enroll.proxy is no http or https address"), `write it as "http://proxy.example:3128", or "env"`)
+	if err != nil || address.Scheme != "http" || address.Host == "" {
+		return nil, hint.With(errors.New("enroll.proxy is no http address"), `write it as "http://proxy.example:3128", or "env"`)
 	}
 	return http.ProxyURL(address), nil
+}
+
+// proxyOfEnvironment refuses proxies that speak TLS themselves: net/http would show them the
+// certificate that is for the service.
+func proxyOfEnvironment(r *http.Request) (*url.URL, error) {
+	address, err := http.ProxyFromEnvironment(r)
+	if err == nil && address != nil && address.Scheme != "http" {
+		return nil, errors.New("HTTPS_PROXY names no http address")
+	}
+	return address, err
 }
 
 const deviceHint = "an id is 1 to 64 letters, digits, dots, hyphens and underlines, the first a letter or digit"

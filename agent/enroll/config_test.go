@@ -40,6 +40,7 @@ func TestConfigSaysWhatIsWrong(t *testing.T) {
 		"too late":      {enroll.Config{Method: "none", RenewAt: 1}, "enroll.renew_at"},
 		"timeout":       {enroll.Config{Method: "none", Timeout: quantity.Duration(time.Millisecond)}, "enroll.timeout"},
 		"bad proxy":     {enroll.Config{Method: "none", Proxy: "socks5://u:secret@x"}, "enroll.proxy"},
+		"TLS proxy":     {enroll.Config{Method: "none", Proxy: "https://proxy.example"}, "enroll.proxy"},
 		"bad factory":   {enroll.Config{Method: "none", Factory: &enroll.Source{Method: "est", Roots: "r"}}, "enroll.factory.url"},
 	} {
 		err := test.config.Validate()

@@ -195,6 +195,40 @@ func TestStepAnswersWithAnothersCertificate(t *testing.T) {
 	}
 }
 
+// A token that step-ca took, with an answer that never came, is used up: the second refusal says
+// what the first attempt did.
+func TestStepTokenIsUsedUp(t *testing.T) {
+	ca := newCA(t, "site")
+	certificate, err := ca.Server()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var signs atomic.Int32
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path == "/roots":
+			send(w, map[string]any{"crts": []string{string(ca.RootPEM())}})
+		case signs.Add(1) == 1:
+			panic(http.ErrAbortHandler)
+		default:
+			w.WriteHeader(http.StatusUnauthorized)
+			send(w, map[string]any{"status": 401, "message": "token already \x1b[31mused"})
+		}
+	}))
+	server.TLS = certificate.ServerTLS(ca)
+	server.TLS.ClientAuth = 0
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	server.StartTLS()
+	defer server.Close()
+	r := asking(newKey(t))
+	r.Token = "e30.eyJzdWIiOiJndy0xIn0.x" // {"sub":"gw-1"}
+	_, err = enroll.Enroll(t.Context(), enroll.Config{Method: enroll.MethodStep, URL: server.URL, Roots: file(t, "roots.pem", ca.RootPEM(), 0o600)}, r)
+	if !errors.Is(err, enroll.ErrRefused) || !strings.Contains(hint.Of(err), "takes a token once") || !strings.Contains(err.Error(), "used") ||
+		strings.ContainsAny(err.Error(), "\x1b") || signs.Load() != 2 {
+		t.Errorf("%v (%s) after %d requests", err, hint.Of(err), signs.Load())
+	}
+}
+
 func encoded(t *testing.T, v any) string {
 	t.Helper()
 	text, err := json.Marshal(v)
