@@ -38,6 +38,7 @@ func (a *agent) openCommands(fsys disk.FS) (err error) {
 		},
 		Table: map[string]command.Command{
 			"read":    {Run: a.readCommand},
+			"tpm":     {Run: a.tpmCommand},
 			"write":   {Run: a.writeCommand, Acts: true, Target: writeTarget},
 			"restart": {Run: a.restartCommand, Acts: true},
 			"renew":   {Run: a.renewCommand, Acts: true},
@@ -70,6 +71,11 @@ func (a *agent) handle(ctx context.Context, c session.Command) (id string, reply
 func (a *agent) restartCommand(context.Context, json.RawMessage) (any, error) {
 	a.restartOnce.Do(func() { close(a.restart) })
 	return map[string]bool{"restarting": true}, nil
+}
+
+// tpmCommand reports on the TPM.
+func (a *agent) tpmCommand(ctx context.Context, _ json.RawMessage) (any, error) {
+	return a.identity.Inspect(ctx)
 }
 
 // RenewArgs asks for a new certificate, with Rekey for a new key.

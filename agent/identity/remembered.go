@@ -1,6 +1,8 @@
 package identity
 
 import (
+	"context"
+
 	"ferrule/internal/disk"
 	"ferrule/tpm"
 )
@@ -10,4 +12,17 @@ import (
 func Remembered(fsys disk.FS, stateDir string) (tpm.Known, error) {
 	r, err := readRecord(Options{FS: fsys, StateDir: stateDir})
 	return tpm.Known{SRK: r.SRKName, EK: r.EKName}, err
+}
+
+// Inspect reports on the TPM that the key lies in, through the connection that is open: a raw
+// device takes no second one. Without a TPM it is the configured one that is looked for.
+func (i *Identity) Inspect(ctx context.Context) (tpm.Report, error) {
+	known, err := Remembered(i.o.FS, i.o.StateDir)
+	if err != nil {
+		return tpm.Report{}, err
+	}
+	if i.device == nil {
+		return tpm.Inspect(ctx, tpm.Options{Path: i.config.TPM, Log: i.o.Log}, known), nil
+	}
+	return i.device.Inspect(ctx, known), nil
 }

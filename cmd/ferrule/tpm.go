@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"ferrule/agent/config"
 	"ferrule/agent/identity"
+	"ferrule/agent/local"
 	"ferrule/internal/disk"
 	"ferrule/tpm"
 )
@@ -32,13 +33,12 @@ func tpmFlags(e *env) {
 // runTPM shows what the TPM is and what keeps it from serving. It changes nothing in it, and
 // works without a configuration.
 func runTPM(ctx context.Context, e *env) error {
-	options, known, err := tpmOf(e)
+	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
+	defer cancel()
+	report, err := inspect(ctx, e)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
-	defer cancel()
-	report := tpm.Inspect(ctx, options, known)
 	if e.json {
 		err = printJSON(e, report)
 	} else {
@@ -50,18 +50,29 @@ func runTPM(ctx context.Context, e *env) error {
 	return err
 }
 
-// tpmOf says which TPM is meant, and what the device remembers of it.
-func tpmOf(e *env) (tpm.Options, tpm.Known, error) {
+// inspect asks the running agent, which holds its TPM, or else the TPM itself.
+func inspect(ctx context.Context, e *env) (tpm.Report, error) {
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
 	if e.device != "" {
-		return tpm.Options{Path: e.device, Log: log}, tpm.Known{}, nil
+		return tpm.Inspect(ctx, tpm.Options{Path: e.device, Log: log}, tpm.Known{}), nil
 	}
-	c, err := config.Load(e.configPath)
+	c, err := loadConfig(e)
 	if err != nil {
-		return tpm.Options{}, tpm.Known{}, withCode(exitConfig, err)
+		return tpm.Report{}, err
+	}
+	var report tpm.Report
+	text, err := local.Dial(c.Local.Socket).Command(ctx, "tpm", struct{}{})
+	if err == nil {
+		return report, json.Unmarshal(text, &report)
+	}
+	if !errors.Is(err, local.ErrNotRunning) {
+		return report, withCode(exitSession, err)
 	}
 	known, err := identity.Remembered(disk.OS(), c.StateDir)
-	return tpm.Options{Path: c.Identity.TPM, Log: log}, known, err
+	if err != nil {
+		return report, withCode(exitIdentity, err)
+	}
+	return tpm.Inspect(ctx, tpm.Options{Path: c.Identity.TPM, Log: log}, known), nil
 }
 
 // printReport prints what was found for people, what is wrong last.
