@@ -30,6 +30,8 @@ type desk struct {
 	root *x509.Certificate
 	now  func() time.Time
 	life time.Duration
+	// ahead is how far in the future certificates begin.
+	ahead time.Duration
 	// verifier checks evidence; nil: none is asked for.
 	verifier *attest.Verifier
 	// before and after can fail a request, before anything is done and after all is.
@@ -286,7 +288,7 @@ func (d *desk) bind(ek, device string, r enroll.Request) error {
 
 func (d *desk) issue(device string, csr *x509.CertificateRequest) ([]byte, error) {
 	d.memory.serial++
-	now := d.now()
+	now := d.now().Add(d.ahead)
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(d.memory.serial), Subject: pkix.Name{CommonName: device},
 		NotBefore: now.Add(-time.Minute), NotAfter: now.Add(d.life), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
