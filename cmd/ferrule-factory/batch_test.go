@@ -39,13 +39,12 @@ func deskOn(t testing.TB, fsys disk.FS, v attest.Verifier) (*registrar.Registrar
 // A power cut anywhere in a batch ends, after the same command again, with one order, one
 // certificate and a delivery that the TPM opens.
 func TestBatchPowerCut(t *testing.T) {
-	g := newGateways(t)
-	one, err := g.powered(t.Context(), t.TempDir(), "one")
+	one, err := newGateways(t).powered(t.Context(), "one")
 	if err != nil {
 		t.Fatal(err)
 	}
 	v := attest.Verifier{Roots: x509.NewCertPool()}
-	for _, c := range g.maker.Roots() {
+	for _, c := range one.chip.Roots() {
 		v.Roots.AddCert(c)
 	}
 	order, err := registrar.NewOrder("gw-1")

@@ -21,9 +21,10 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// gateways are the devices of a script, each with a TPM of one maker.
+// gateways are the devices of the scripts, each with a TPM of one maker. Within a process there
+// are two different chips: one called "two", and all others.
 type gateways struct {
-	maker *tpmtest.Maker
+	t testing.TB
 
 	mu sync.Mutex
 	by map[string]*gateway
@@ -38,45 +39,34 @@ type gateway struct {
 }
 
 func newGateways(t testing.TB) *gateways {
-	t.Helper()
-	maker, err := tpmtest.NewMaker(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &gateways{maker: maker, by: make(map[string]*gateway)}
+	g := &gateways{t: t, by: make(map[string]*gateway)}
 	t.Cleanup(func() {
 		for _, one := range g.by {
 			_ = one.tpm.Close()
-			_ = one.chip.Stop()
 		}
 	})
 	return g
 }
 
 // powered is the gateway with the chip of a name, switched on.
-func (g *gateways) powered(ctx context.Context, dir, chip string) (*gateway, error) {
+func (g *gateways) powered(ctx context.Context, chip string) (*gateway, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if one, ok := g.by[chip]; ok {
 		return one, nil
 	}
-	state := filepath.Join(dir, "chip-"+chip)
-	if err := os.MkdirAll(state, 0o700); err != nil {
-		return nil, err
-	}
-	if err := g.maker.Make(ctx, state); err != nil {
-		return nil, err
-	}
 	one := &gateway{}
-	var err error
-	if one.chip, err = tpmtest.StartSwtpm(ctx, state); err != nil {
-		return nil, err
+	if chip == "two" {
+		one.chip = tpmtest.Other(g.t)
+	} else {
+		one.chip = tpmtest.Certified(g.t)
 	}
+	var err error
 	if one.tpm, err = tpm.Open(ctx, tpm.Options{Path: one.chip.Address()}); err != nil {
 		return nil, err
 	}
 	g.by[chip] = one
-	options := tpm.KeyOptions{StateDir: state, Device: func(context.Context) (*tpm.Device, error) { return one.tpm, nil }}
+	options := tpm.KeyOptions{StateDir: g.t.TempDir(), Device: func(context.Context) (*tpm.Device, error) { return one.tpm, nil }}
 	one.key, err = tpm.CreateKeyAt(ctx, "tpm2:file=device.key", tpm.KeySpec{}, options)
 	return one, err
 }
@@ -114,9 +104,9 @@ func (g *gateways) makers(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: makers FILE")
 	}
-	_, err := g.powered(context.Background(), ts.MkAbs("."), "any")
+	one, err := g.powered(context.Background(), "one")
 	ts.Check(err)
-	ts.Check(os.WriteFile(ts.MkAbs(args[0]), g.maker.RootsPEM(), 0o600))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), one.chip.RootsPEM(), 0o600))
 }
 
 // collects has the gateway with a chip answer the order of a device: collects DIR DEVICE CHIP.
@@ -124,7 +114,7 @@ func (g *gateways) collects(ts *testscript.TestScript, neg bool, args []string) 
 	if neg || len(args) != 3 {
 		ts.Fatalf("usage: collects DIR DEVICE CHIP")
 	}
-	one, err := g.powered(context.Background(), ts.MkAbs("."), args[2])
+	one, err := g.powered(context.Background(), args[2])
 	ts.Check(err)
 	order, err := registrar.ReadOrder(args[1], []byte(ts.ReadFile(filepath.Join(args[0], args[1]+orderFile))))
 	ts.Check(err)
@@ -141,7 +131,7 @@ func (g *gateways) unseals(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) != 4 {
 		ts.Fatalf("usage: unseals DIR DEVICE CHIP FILE")
 	}
-	one, err := g.powered(context.Background(), ts.MkAbs("."), args[2])
+	one, err := g.powered(context.Background(), args[2])
 	ts.Check(err)
 	var d wire.Delivery
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(filepath.Join(args[0], args[1]+deliveryFile))), &d))

@@ -319,3 +319,7 @@ func openssl(t testing.TB, args ...string) string {
 	}
 	return string(out)
 }
+
+func extension(names []byte) pkix.Extension {
+	return pkix.Extension{Id: []int{2, 5, 29, 17}, Value: names}
+}
