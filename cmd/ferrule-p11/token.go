@@ -215,10 +215,11 @@ func findSlot(m *pkcs11.Ctx, label string) (uint, pkcs11.TokenInfo, error) {
 	var found []pkcs11.TokenInfo
 	for _, candidate := range slots {
 		info, err := m.GetTokenInfo(candidate)
-		if err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+		name := strings.TrimRight(info.Label, " \x00")
+		// A token that says it was never initialised is no candidate, unless it is named.
+		if err != nil || info.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 && (label == "" || name != label) {
 			continue
 		}
-		name := strings.TrimRight(info.Label, " \x00")
 		labels = append(labels, fmt.Sprintf("%q", name))
 		if label == "" || name == label {
 			slot, found = candidate, append(found, info)
