@@ -32,10 +32,7 @@ func runRecords(_ context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	devices, err := book.Devices()
-	if err != nil {
-		return err
-	}
+	devices, damaged := book.Devices()
 	var lines []issuedRecord
 	for _, d := range devices {
 		for _, c := range d.Certificates {
@@ -45,7 +42,7 @@ func runRecords(_ context.Context, e *env) error {
 			lines = append(lines, issuedRecord{d.ID, d.EK, d.FirstUse, d.Weak, d.TPM, c})
 		}
 	}
-	return printLines(e, lines)
+	return cmp.Or(printLines(e, lines), damaged)
 }
 
 func runDevices(_ context.Context, e *env) error {
@@ -54,6 +51,7 @@ func runDevices(_ context.Context, e *env) error {
 		return err
 	}
 	var devices []records.Device
+	var damaged error
 	if id := e.flags.Arg(1); id != "" {
 		d, err := book.Device(id)
 		if errors.Is(err, records.ErrUnknown) {
@@ -63,8 +61,8 @@ func runDevices(_ context.Context, e *env) error {
 			return err
 		}
 		devices = append(devices, d)
-	} else if devices, err = book.Devices(); err != nil {
-		return err
+	} else {
+		devices, damaged = book.Devices()
 	}
 	if e.json {
 		for n := range devices {
@@ -72,9 +70,9 @@ func runDevices(_ context.Context, e *env) error {
 				devices[n].Certificates[i].Chain = ""
 			}
 		}
-		return printLines(e, devices)
+		return cmp.Or(printLines(e, devices), damaged)
 	}
-	return printDevices(e, devices, e.flags.NArg() == 2)
+	return cmp.Or(printDevices(e, devices, e.flags.NArg() == 2), damaged)
 }
 
 func printDevices(e *env, devices []records.Device, whole bool) error {
@@ -178,7 +176,8 @@ func revoke(ctx context.Context, book *records.Book, what string, release bool) 
 	return revoked, serialErr
 }
 
-// writeCRL makes the list for brokers say what the records say.
+// writeCRL makes the list for brokers say what the records say. Where one cannot be read the list
+// stays: what it held may be on it.
 func writeCRL(authority *ca.CA, book *records.Book) error {
 	devices, err := book.Devices()
 	if err != nil {

@@ -53,7 +53,8 @@ func runRegistrar(ctx context.Context, e *env) error {
 		}
 	}
 	if err := writeCRL(config.CA, config.Records); err != nil {
-		return err
+		// One damaged record is no reason to keep every other device out.
+		log.LogAttrs(ctx, slog.LevelError, "revocation list not written", slog.Any("err", err), slog.String("hint", hint.Of(err)))
 	}
 	r := registrar.New(config, log)
 	listener, err := r.Listen(ctx, e.registrar.listen)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"text/tabwriter"
@@ -50,12 +51,9 @@ func runTokenList(_ context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	grants, err := book.Tokens()
-	if err != nil {
-		return err
-	}
+	grants, damaged := book.Tokens()
 	if e.json {
-		return printLines(e, grants)
+		return cmp.Or(printLines(e, grants), damaged)
 	}
 	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "DEVICE\tADDED\tSTATE")
@@ -69,7 +67,7 @@ func runTokenList(_ context.Context, e *env) error {
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\n", g.Device, g.Added.Format(time.RFC3339), state)
 	}
-	return table.Flush()
+	return cmp.Or(table.Flush(), damaged)
 }
 
 // openCA opens the CA in a directory and the records beside it.

@@ -102,7 +102,7 @@ func (r *Registrar) Listen(ctx context.Context, address string) (net.Listener, e
 		return nil, fmt.Errorf("listening: %w", err)
 	}
 	return tls.NewListener(limit(listener), &tls.Config{
-		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2", "http/1.1"},
+		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{certificate}, NextProtos: []string{"http/1.1"}, // one request at a time on each connection
 		ClientAuth: tls.RequestClientCert, SessionTicketsDisabled: true,
 	}), nil
 }

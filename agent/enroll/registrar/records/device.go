@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"ferrule/internal/hint"
 )
 
 // Device is the record of one device: one file, replaced as a whole.
@@ -191,21 +193,29 @@ func (b *Book) Device(id string) (Device, error) {
 	return d, err
 }
 
-// Devices lists every record, by id.
+// Devices lists every record, by id. Those that cannot be read are in the error, the others are
+// returned all the same: one damaged file must not hide the rest.
 func (b *Book) Devices() ([]Device, error) {
 	names, err := b.names(deviceDir)
 	if err != nil {
 		return nil, fmt.Errorf("listing the devices: %w", err)
 	}
 	devices := make([]Device, 0, len(names))
+	var damaged []error
 	for _, name := range names {
 		d, err := b.Device(name)
 		if err != nil {
-			return nil, err
+			damaged = append(damaged, err)
+			continue
 		}
 		devices = append(devices, d)
 	}
-	return devices, nil
+	return devices, unreadable(damaged)
+}
+
+// unreadable joins the errors of files that were passed over.
+func unreadable(damaged []error) error {
+	return hint.With(errors.Join(damaged...), "put these files back from a backup: what they held is refused until then")
 }
 
 // Update holds a device against everybody else and hands its record, which may be a new one, to

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"ferrule/internal/disk"
+	"ferrule/internal/hint"
 )
 
 // Locks are taken in this order: a device's stripe, then the commit's.
@@ -55,7 +56,7 @@ func stripe(device string) int {
 
 // take waits for lock n and returns what gives it back.
 func (l *locks) take(ctx context.Context, n int) (release func(), err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lockPatient, errBusy)
+	ctx, cancel := context.WithTimeoutCause(ctx, lockPatient, hint.With(errBusy, "wait until it is done, then try again"))
 	defer cancel()
 	select {
 	case l.inside[n] <- struct{}{}:

@@ -120,6 +120,12 @@ func TestSpoiltRecords(t *testing.T) {
 		if err := enroll(t, b, "gw-2", ek(1), certificate(1, Return)); err == nil {
 			t.Errorf("%s: it was written over", name)
 		}
+		if all, err := b.Devices(); err == nil || hint.Of(err) == "" || len(all) != 1 || all[0].ID != "gw-1" {
+			t.Errorf("%s: %d others, %v", name, len(all), err)
+		}
+		if r, err := b.RevokeSerial(t.Context(), "1"); err != nil || r.Device != "gw-1" {
+			t.Errorf("%s: another's certificate cannot be revoked: %+v, %v", name, r, err)
+		}
 	}
 }
 

@@ -54,15 +54,15 @@ func (b *Book) RevokeDevice(ctx context.Context, id string, release bool) (Revok
 func (b *Book) RevokeSerial(ctx context.Context, serial string) (Revoked, error) {
 	serial = strings.TrimLeft(strings.ToLower(serial), "0")
 	devices, err := b.Devices()
-	if err != nil {
-		return Revoked{}, err
-	}
 	for _, d := range devices {
 		for _, c := range d.Certificates {
 			if c.Serial == serial && serial != "" {
 				return b.revokeSerial(ctx, d.ID, serial)
 			}
 		}
+	}
+	if err != nil {
+		return Revoked{}, err
 	}
 	return Revoked{}, hint.With(fmt.Errorf("certificate %q: %w", serial, ErrUnknown), "see: ferrule-factory devices DIR")
 }

@@ -92,22 +92,24 @@ func (b *Book) grant(digest string) (Grant, error) {
 	return g, nil
 }
 
-// Tokens lists every token, the oldest first.
+// Tokens lists every token, the oldest first; as Devices does.
 func (b *Book) Tokens() ([]Grant, error) {
 	names, err := b.names(tokenDir)
 	if err != nil {
 		return nil, fmt.Errorf("listing the tokens: %w", err)
 	}
 	var grants []Grant
+	var damaged []error
 	for _, name := range names {
 		g, err := b.grant(name)
 		if err != nil {
-			return nil, err
+			damaged = append(damaged, err)
+			continue
 		}
 		grants = append(grants, g)
 	}
 	slices.SortStableFunc(grants, func(a, b Grant) int { return a.Added.Compare(b.Added) })
-	return grants, nil
+	return grants, unreadable(damaged)
 }
 
 // names lists the files of a folder without their ending. A temporary file that a power cut
