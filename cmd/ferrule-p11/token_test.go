@@ -17,12 +17,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -410,64 +407,35 @@ func TestWrongPINIsNotTriedAgain(t *testing.T) {
 	}
 }
 
-// A call that does not return costs its client the time of one request, and the process its life.
-func TestModuleThatHangs(t *testing.T) {
+// A key that wants the PIN for each signature gets it.
+func TestKeyThatAlwaysAuthenticates(t *testing.T) {
 	h := newSofthsm(t)
 	h.initToken("gateway", false)
-	h.put("gateway", "gw", "01", newKey(t, elliptic.P256()))
-	socket := filepath.Join(shortDir(t), "s")
-	args := []string{"--module", h.faulty(), "--patience", "500ms", "--pin-file", h.file("pin"), "--socket", socket}
-	p := startProgram(t, args...)
-	k := openKey(t, socket, "gw")
-	h.plan("hang")
-	result := make(chan error, 1)
-	go func() { result <- sign(k) }()
-	<-p.ended
-	if code := p.cmd.ProcessState.ExitCode(); code != exitToken || !strings.Contains(p.output(), "hangs") {
-		t.Errorf("exit code %d: %s", code, p.output())
+	c := h.config("gateway")
+	c.module = h.faulty()
+	tok := mustOpenToken(t, c)
+	tok.turn <- struct{}{}
+	attribute := pkcs11.NewAttribute
+	_, _, err := tok.module.GenerateKeyPair(tok.s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_EC_KEY_PAIR_GEN, nil)},
+		[]*pkcs11.Attribute{
+			attribute(pkcs11.CKA_EC_PARAMS, paramsOf(elliptic.P256())), attribute(pkcs11.CKA_TOKEN, true),
+			attribute(pkcs11.CKA_LABEL, "careful"),
+		},
+		[]*pkcs11.Attribute{
+			attribute(pkcs11.CKA_TOKEN, true), attribute(pkcs11.CKA_PRIVATE, true), attribute(pkcs11.CKA_SIGN, true),
+			attribute(pkcs11.CKA_LABEL, "careful"), attribute(pkcs11.CKA_ALWAYS_AUTHENTICATE, true),
+		})
+	<-tok.turn
+	if err != nil {
+		t.Fatal(err)
 	}
-	// What a supervisor does. The signature that was waited for all the while is given.
-	h.plan("")
-	p = startProgram(t, args...)
-	if err := <-result; err != nil {
-		t.Errorf("the signature across the restart: %v", err)
+	k := openKey(t, serveToken(t, tok), "careful")
+	h.calls("")
+	if err := errors.Join(sign(k), sign(k)); err != nil {
+		t.Error(err)
 	}
-	h.plan("crash")
-	go func() { result <- sign(k) }()
-	<-p.ended
-	h.plan("")
-	startProgram(t, args...)
-	if err := <-result; err != nil {
-		t.Errorf("the signature across a crash: %v", err)
-	}
-}
-
-// The helper is killed under a live client, again and again; and ends cleanly when asked to.
-func TestHelperKilledUnderALiveClient(t *testing.T) {
-	h := newSofthsm(t)
-	h.initToken("gateway", false)
-	h.put("gateway", "gw", "01", newKey(t, elliptic.P256()))
-	socket := filepath.Join(shortDir(t), "s")
-	args := []string{"--module", softhsmModule(t), "--token", "gateway", "--pin-file", h.file("pin"), "--socket", socket, "--key", "gw"}
-	p := startProgram(t, args...)
-	k := openKey(t, socket, "")
-	for range 3 {
-		p.end(syscall.SIGKILL)
-		result := make(chan error, 1)
-		go func() { result <- sign(k) }()
-		p = startProgram(t, args...)
-		if err := <-result; err != nil {
-			t.Error(err)
-		}
-	}
-	if code := p.end(syscall.SIGTERM); code != exitDone {
-		t.Errorf("exit code %d on SIGTERM", code)
-	}
-	if _, err := os.Lstat(socket); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the socket is still there: %v", err)
-	}
-	if out := p.output(); strings.Contains(out, pin) {
-		t.Error("the PIN is in the log")
+	if n := h.calls("l"); n != 2 {
+		t.Errorf("%d logins for 2 signatures", n)
 	}
 }
 
