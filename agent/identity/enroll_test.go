@@ -92,7 +92,7 @@ func opensslVerifies(t *testing.T, f *factory, dir string) {
 	}
 }
 
-func tool(t *testing.T, env []string, name string, args ...string) string {
+func tool(t testing.TB, env []string, name string, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
