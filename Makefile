@@ -13,6 +13,9 @@ help: ## list the targets
 
 build: ## build every program for this machine into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@if command -v gcc >/dev/null; then \
+	  CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/ferrule-p11; \
+	else echo "build: there is no gcc, so ferrule-p11 was left out"; fi
 
 cross: ## build the device binary for every architecture into dist/; fail if too large or not static
 	@build/cross.sh '$(LDFLAGS)'

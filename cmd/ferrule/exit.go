@@ -80,7 +80,7 @@ func classes() []struct {
 	}{
 		{exitNoRestart, []error{identity.ErrWrongTPM}},
 		{exitTPM, []error{tpm.ErrNoDevice, tpm.ErrPermission, tpm.ErrBusy, tpm.ErrTimeout, tpm.ErrLockout,
-			tpm.ErrOwnerAuth, tpm.ErrOwnerChanged, tpm.ErrKeyCorrupt, tpm.ErrUnsupported}},
+			tpm.ErrHelper, tpm.ErrOwnerAuth, tpm.ErrOwnerChanged, tpm.ErrKeyCorrupt, tpm.ErrUnsupported}},
 		{exitIdentity, []error{identity.ErrNotEnrolled, identity.ErrMismatch, tpm.ErrNoKey, tpm.ErrSoftwareKey, enroll.ErrRefused}},
 		{exitOutbox, []error{agent.ErrRunning}},
 	}
