@@ -61,16 +61,25 @@ func (a *agent) identityOptions(fsys disk.FS) identity.Options {
 	}
 }
 
-// staged is told that a certificate waits: the session proves it. Where its key is a new one,
-// the old key says so in the audit log, while it is there.
+// staged is told that a certificate waits: the session proves it.
 func (a *agent) staged() {
-	if next := a.identity.Staged(); next != nil && a.audit != nil && next.Key() != a.identity.Key() {
-		if err := a.audit.KeyChange(context.Background(), a.identity.Key(), next.Key()); err != nil {
-			a.log.LogAttrs(context.Background(), slog.LevelWarn, "change of key not in the audit log", slog.Any("err", err))
-		}
-	}
+	a.noteKeyChange()
 	if a.session != nil {
 		a.session.Rotate()
+	}
+}
+
+// noteKeyChange has the old key say in the audit log which one will follow, while it is there.
+func (a *agent) noteKeyChange() {
+	if a.audit == nil {
+		return // it is being opened, and asks then
+	}
+	next := a.identity.Staged()
+	if next == nil || next.Key() == a.identity.Key() {
+		return
+	}
+	if err := a.audit.KeyChange(context.Background(), a.identity.Key(), next.Key()); err != nil {
+		a.log.LogAttrs(context.Background(), slog.LevelWarn, "change of key not in the audit log", slog.Any("err", err))
 	}
 }
 

@@ -82,6 +82,10 @@ type announcement struct {
 	Version string `json:"version"`
 	state
 	OutboxDepth int `json:"outbox_depth"`
+	// AuditLine and AuditHash are the end of the audit log as the device's key has signed it: a
+	// log that was set back as a whole ends before it.
+	AuditLine uint64 `json:"audit_line,omitempty"`
+	AuditHash string `json:"audit_hash,omitempty"`
 }
 
 // state is the part of the announcement whose change is worth a message.
@@ -108,9 +112,10 @@ func (a *agent) state() state {
 
 // announcement encodes the status message.
 func (a *agent) announcement() []byte {
+	log := a.audit.Status()
 	payload, err := json.Marshal(announcement{
 		Online: true, Boot: a.outbox.Boot(), Version: a.options.Version,
-		state: a.state(), OutboxDepth: a.outbox.Status().Depth,
+		state: a.state(), OutboxDepth: a.outbox.Status().Depth, AuditLine: log.Signed, AuditHash: log.Hash,
 	})
 	if err != nil {
 		return nil // no field of the struct can fail to encode

@@ -95,6 +95,9 @@ func (a *agent) openAudit(fsys disk.FS) (err error) {
 		Key:    a.identity.Key,
 		Clock:  a.clock, Log: a.log,
 	})
+	if err == nil {
+		a.noteKeyChange() // ferrule enroll --rekey may have staged it while no agent ran
+	}
 	return err
 }
 

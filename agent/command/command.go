@@ -101,10 +101,12 @@ func Refuse(code, format string, args ...any) error {
 	return &Refusal{code: code, err: fmt.Errorf(format, args...)}
 }
 
-// Arguments reads a command's args strictly into v.
+// Arguments reads a command's args strictly into v. A number of any kind is a json.Number, so
+// that what is judged and what is written is the number that was sent.
 func Arguments(args json.RawMessage, v any) error {
 	decoder := json.NewDecoder(bytes.NewReader(args))
 	decoder.DisallowUnknownFields()
+	decoder.UseNumber()
 	if err := decoder.Decode(v); err != nil {
 		return Refuse("bad-args", "reading the arguments: %w", err)
 	}
@@ -117,9 +119,15 @@ func (x *Executor) Local(ctx context.Context, name string, args json.RawMessage)
 	if !known {
 		return nil, Refuse("unknown-command", "there is no command %q", name)
 	}
+	op := authorize.Operation{Command: name}
+	if c.Target != nil {
+		if err := c.Target(&op, args); err != nil {
+			return nil, err
+		}
+	}
 	result, err := x.run(ctx, name, c, args)
 	if c.Acts {
-		x.note(ctx, authorize.Operation{Command: name}, authorize.Decision{}, err, slog.String("by", "local"))
+		x.note(ctx, op, authorize.Decision{}, err, slog.String("by", "local"))
 	}
 	return result, err
 }
