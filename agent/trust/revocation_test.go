@@ -155,6 +155,10 @@ var matrix = map[string]func(t *testing.T, p *pki) (staple []byte, lists [][]byt
 		other := p.root.issueTo(t, "another", p.issuing.key, authority)
 		return other.staple(t, other, p.broker.SerialNumber), rootList(t, p), badStaple("for another certificate")
 	},
+	"staple for this serial of another key of that name": func(t *testing.T, p *pki) ([]byte, [][]byte, judgement) {
+		other := p.root.issue(t, "issuing", authority)
+		return p.issuing.staple(t, other, p.broker.SerialNumber, func(r *ocsp.Response) { r.Certificate = nil }), rootList(t, p), badStaple("for another certificate")
+	},
 	"staple of a responder for other uses": func(t *testing.T, p *pki) ([]byte, [][]byte, judgement) {
 		return p.issuing.issue(t, "responder", server).staple(t, p.issuing, p.broker.SerialNumber), rootList(t, p), badStaple("other uses")
 	},
