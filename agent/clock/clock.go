@@ -24,6 +24,11 @@ const (
 	storeEvery = 24 * time.Hour
 	// lookEvery is how soon a clock that becomes synchronised is noticed for storing.
 	lookEvery = time.Minute
+	// A time that lies further than leap after the floor is stored when the clock was trusted with
+	// it for so long: a time server that is wrong by years (a week number that rolled over) must be
+	// mended by then, or every certificate looks expired for years.
+	leap      = 366 * 24 * time.Hour
+	leapAfter = 7 * 24 * time.Hour
 	// credible is how far past the build time a stored floor may lie; beyond it the file is
 	// damaged, and believing it would make every certificate look expired.
 	credible = 30 * 365 * 24 * time.Hour
@@ -37,6 +42,7 @@ type Clock struct {
 	synchronised func() bool
 	floor        atomic.Int64 // nanoseconds since the Unix epoch
 	stored       time.Time    // owned by Run
+	leaping      time.Time    // since when, as stored
 }
 
 // Open reads the stored floor from path and raises it to built, the time this binary was
@@ -107,7 +113,7 @@ func (c *Clock) Run(ctx context.Context) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
-		if now := time.Now(); c.Trusted() && now.Sub(c.stored) >= storeEvery {
+		if now := time.Now(); c.believable(now) && now.Sub(c.stored) >= storeEvery {
 			c.store(ctx, now)
 		}
 		select {
@@ -116,6 +122,23 @@ func (c *Clock) Run(ctx context.Context) error {
 		case <-look.C:
 		}
 	}
+}
+
+// believable says whether now may raise the floor for good.
+func (c *Clock) believable(now time.Time) bool {
+	switch {
+	case !c.Trusted():
+		c.leaping = time.Time{}
+		return false
+	case now.Sub(c.Floor()) <= leap:
+		c.leaping = time.Time{}
+		return true
+	case c.leaping.IsZero():
+		c.leaping = now
+		c.log.LogAttrs(context.Background(), slog.LevelWarn, "clock is far ahead of all that is known; it is not stored for a week",
+			slog.Time("now", now), slog.Time("floor", c.Floor()))
+	}
+	return now.Sub(c.leaping) >= leapAfter
 }
 
 func (c *Clock) store(ctx context.Context, now time.Time) {

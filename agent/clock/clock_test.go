@@ -54,6 +54,28 @@ func TestTrustedTimeIsStoredDailyAndBelievedAtTheNextStart(t *testing.T) {
 	})
 }
 
+// A time server that is years ahead is believed for the moment, and not for good.
+func TestALeapOfYearsIsNotStoredForAWeek(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, test := range []struct {
+			trusted time.Duration
+			stored  bool
+		}{{6 * 24 * time.Hour, false}, {8*24*time.Hour + time.Minute, true}} {
+			fsys, built := disktest.New(), time.Now().Add(-10*365*24*time.Hour)
+			c := open(fsys, built, true)
+			ctx, cancel := context.WithTimeout(t.Context(), test.trusted)
+			_ = c.Run(ctx)
+			cancel()
+			if got := open(fsys, built, false).Floor(); got.Equal(built) == test.stored {
+				t.Errorf("after %v: the floor at the next start is %v", test.trusted, got)
+			}
+			if !c.Now().Equal(time.Now()) {
+				t.Errorf("meanwhile it is %v", c.Now())
+			}
+		}
+	})
+}
+
 func TestUntrustedTimeIsNeverStored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fsys := disktest.New()

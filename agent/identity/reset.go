@@ -19,6 +19,9 @@ import (
 // resetFile marks a reset that is under way: while it is there nothing else opens.
 const resetFile = "reset"
 
+// badSuffix ends the name of a damaged file that a part has set aside.
+const badSuffix = ".bad"
+
 // resetMark is its content.
 type resetMark struct {
 	// All says that the factory identity goes too.
@@ -27,7 +30,7 @@ type resetMark struct {
 
 // DefaultState is what the agent's parts keep in the state directory beside the identity.
 func DefaultState() []string {
-	return []string{"outbox", "journal", "audit", "authorize", "trust", "time"}
+	return []string{"outbox", "journal", "authorizations", "audit", "roots", "revocation", "time"}
 }
 
 // Reset takes the device back to its factory identity: the operational key and certificate, what
@@ -166,7 +169,8 @@ func (e *eraser) key(ctx context.Context, uri string, o tpm.KeyOptions) {
 	e.note(uri, err)
 }
 
-// below removes a file or a folder of the state directory, and what an atomic write left of it.
+// below removes a file or a folder of the state directory, what an atomic write left of it, and a
+// damaged one that was set aside.
 // A name that leads elsewhere is refused.
 func (e *eraser) below(name string) {
 	if !filepath.IsLocal(name) || filepath.Clean(name) == "." {
@@ -181,8 +185,8 @@ func (e *eraser) below(name string) {
 		e.sync(path)
 	}
 	e.file(path)
-	if _, err := e.o.FS.ReadDir(path); err != nil {
-		_ = e.o.FS.Remove(path + atomicfile.Suffix)
+	for _, left := range []string{atomicfile.Suffix, badSuffix} {
+		e.file(path + left)
 	}
 }
 

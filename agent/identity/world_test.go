@@ -188,6 +188,12 @@ func (f *factory) server(t *testing.T, version uint16, clients *x509.CertPool) (
 	if err != nil {
 		t.Fatal(err)
 	}
+	return f.serverWith(t, certificate, version, clients)
+}
+
+// serverWith is server with a certificate of the test's own.
+func (f *factory) serverWith(t *testing.T, certificate tls.Certificate, version uint16, clients *x509.CertPool) (address string) {
+	t.Helper()
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
 		Certificates: []tls.Certificate{certificate}, MinVersion: version, MaxVersion: version,
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: clients,
