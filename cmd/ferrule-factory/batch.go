@@ -192,10 +192,7 @@ func failed(device string, err error) batchLine {
 	line := batchLine{Device: device, State: stateFailed, Error: err.Error(), Hint: hint.Of(err)}
 	if refused, ok := errors.AsType[*wire.Error](err); ok {
 		// This is the log of the registrar too.
-		line.Code, line.Error, line.Hint = refused.Code, refused.Logged().Error(), cmp.Or(hint.Of(refused.Cause), refused.Hint)
-		if refused.Hint == "see the registrar's log" {
-			line.Hint = hint.Of(refused.Cause)
-		}
+		line.Code, line.Error, line.Hint = refused.Code, refused.Logged().Error(), registrar.Repair(refused)
 	}
 	return line
 }

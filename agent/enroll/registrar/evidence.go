@@ -132,7 +132,7 @@ func badEvidence(text, repair string) *wire.Error {
 
 // disbelieved tells the device the reason in a word, and the log everything.
 func disbelieved(device string, err error) *wire.Error {
-	refused := &wire.Error{Code: wire.CodeAttestation, Text: "the TPM's evidence is not believed", Hint: "see the registrar's log",
+	refused := &wire.Error{Code: wire.CodeAttestation, Text: "the TPM's evidence is not believed", Hint: seeLog,
 		Cause: fmt.Errorf("the evidence of %s: %w", device, err)}
 	if refusal, ok := errors.AsType[*attest.Refusal](err); ok {
 		refused.Text += ": " + refusal.Reason

@@ -45,7 +45,7 @@ func (r *Registrar) issue(ctx context.Context, e entitlement, x *examined) (reco
 		issued = fresh
 		return true, nil
 	})
-	if refused := asRefusal(err); refused != nil {
+	if refused := asRefusal(e.device, err); refused != nil {
 		return records.Certificate{}, refused
 	}
 	r.log.LogAttrs(ctx, slog.LevelInfo, event, slog.String("device", e.device), slog.String("serial", issued.Serial),
@@ -53,7 +53,8 @@ func (r *Registrar) issue(ctx context.Context, e entitlement, x *examined) (reco
 	return issued, nil
 }
 
-func asRefusal(err error) *wire.Error {
+// asRefusal is what the device is told, and the log says of it.
+func asRefusal(device string, err error) *wire.Error {
 	if err == nil {
 		return nil
 	}
@@ -61,14 +62,14 @@ func asRefusal(err error) *wire.Error {
 		return refused
 	}
 	if taken, ok := errors.AsType[*records.Taken](err); ok {
-		return ekTaken(taken)
+		return ekTaken(device, taken)
 	}
 	return internal(err)
 }
 
-func ekTaken(t *records.Taken) *wire.Error {
+func ekTaken(device string, t *records.Taken) *wire.Error {
 	return &wire.Error{Code: wire.CodeEKTaken, Text: "this TPM is enrolled as another device",
-		Hint: "if that device is no more, free its TPM: ferrule-factory revoke --release", Cause: t}
+		Hint: "if that device is no more, free its TPM: ferrule-factory revoke --release", Cause: fmt.Errorf("device %s: %w", device, t)}
 }
 
 // record notes what the evidence has shown of the device.
@@ -172,7 +173,7 @@ func (r *Registrar) admitTPM(d *records.Device, e entitlement, x *examined) *wir
 	case err != nil:
 		return internal(err)
 	case holder != "" && holder != e.device:
-		return ekTaken(&records.Taken{EK: x.ek, Device: holder})
+		return ekTaken(e.device, &records.Taken{EK: x.ek, Device: holder})
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ import (
 	"ferrule/agent/enroll/registrar/ca"
 	"ferrule/agent/enroll/registrar/records"
 	"ferrule/agent/enroll/wire"
+	"ferrule/internal/hint"
 	"ferrule/tpm/attest"
 )
 
@@ -174,12 +175,23 @@ func serve[Q, A any](r *Registrar, answer func(context.Context, caller, Q) (A, *
 		a, refused := answer(context.WithoutCancel(request.Context()), callerOf(request), q)
 		if refused != nil {
 			r.log.LogAttrs(request.Context(), slog.LevelWarn, "enrollment refused", slog.String("code", refused.Code),
-				slog.Any("err", refused.Logged()), slog.String("from", request.RemoteAddr))
+				slog.Any("err", refused.Logged()), slog.String("hint", Repair(refused)), slog.String("from", request.RemoteAddr))
 			refuse(w, refused)
 			return
 		}
 		write(w, http.StatusOK, a)
 	}
+}
+
+// seeLog is the hint for a device whose fault is told to the factory alone.
+const seeLog = "see the registrar's log"
+
+// Repair is what whoever reads the registrar's log can do about a refusal; "" for nothing.
+func Repair(refused *wire.Error) string {
+	if repair := hint.Of(refused.Cause); repair != "" || refused.Hint == seeLog {
+		return repair
+	}
+	return refused.Hint
 }
 
 func refuse(w http.ResponseWriter, refused *wire.Error) {
@@ -214,5 +226,5 @@ func write(w http.ResponseWriter, status int, v any) {
 
 // internal keeps the registrar's own troubles out of the answer; they are in its log.
 func internal(err error) *wire.Error {
-	return &wire.Error{Code: wire.CodeInternal, Text: "the registrar has a fault of its own", Hint: "see the registrar's log", Cause: err}
+	return &wire.Error{Code: wire.CodeInternal, Text: "the registrar has a fault of its own", Hint: seeLog, Cause: err}
 }
