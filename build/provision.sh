@@ -15,10 +15,12 @@ usage: provision.sh --device ID  [--gateway WHERE] [--tpm TPM]  OPTIONS    one g
   --device ID         the gateway's id: the common name of its certificate
   --gateway WHERE     local:ROOT (default local:/, this machine) or ssh:USER@HOST
   --tpm TPM           identity.tpm of the configuration; default auto
-  --batch CSV         columns device,gateway,tpm, with that first line; further columns are left alone
+  --batch CSV         columns device,gateway,tpm, named in the first line; others are left alone
   --jobs N            gateways at one time; default 4
 
   --ca DIR            the directory of ferrule-factory ca init
+  --roots FILE        what the gateway believes: the roots of registrar, broker and issuer;
+                      default root.crt of --ca
   --registrar URL     where its registrar runs; not needed with --collect and --deliver
   --broker HOST:PORT  what the configuration names
   --ferrule BINARY    the agent, built for the gateway
@@ -38,12 +40,12 @@ die() {
 	exit 1
 }
 
-device='' batch='' jobs=4 ca='' registrar='' broker='' ferrule='' records='' collect='' deliver=''
+device='' batch='' jobs=4 ca='' roots='' registrar='' broker='' ferrule='' records='' collect='' deliver=''
 gateway=local:/ config=$(dirname "$0")/ferrule.toml.in tpm=auto factory=ferrule-factory
 while [ $# -gt 0 ]; do
 	case $1 in
 	-h | --help) usage && exit 0 ;;
-	--device | --batch | --jobs | --ca | --registrar | --broker | --ferrule | --records | --gateway | --config | --tpm | --factory | --collect | --deliver)
+	--device | --batch | --jobs | --ca | --roots | --registrar | --broker | --ferrule | --records | --gateway | --config | --tpm | --factory | --collect | --deliver)
 		[ $# -ge 2 ] || die "$1 needs a value" 'run: provision.sh --help'
 		eval "${1#--}=\$2"
 		shift 2
@@ -94,7 +96,6 @@ is_this() {
 
 # The token is kept beside the records until the gateway has its certificate.
 new_token() {
-	mkdir -p "$records.tokens" && chmod 700 "$records.tokens"
 	"$factory" token add --device "$device" "$ca" >"$work/token"
 	keep "$records.tokens/$device" <"$work/token"
 	say token "a new one for $device"
@@ -127,14 +128,17 @@ record() {
 	exec 9>"$records.lock"
 	flock 9
 	there "cat '$root/var/lib/ferrule/device.crt'" >"$work/chain"
-	serial=$(openssl x509 -noout -serial -in "$work/chain" | sed 's/^serial=//')
+	# As ferrule-factory records writes them, so that the two can be compared.
+	serial=$(openssl x509 -noout -serial -in "$work/chain" | sed 's/^serial=0*//' | tr A-F a-f)
 	[ -n "$serial" ] || die "the certificate of $device cannot be read" 'look at device.crt on the gateway; nothing was recorded'
+	fingerprint=$(openssl x509 -outform DER -in "$work/chain" | digest)
+	ek=$("$factory" devices --json "$ca" "$device" | sed -n 's/^{"device":"[^"]*","ek":"\([0-9a-f]*\)".*/\1/p')
 	touch "$records"
 	{
 		# Compared as text: the dots of an id are no pattern.
 		awk -v own="{\"device\":\"$device\"," 'index($0, own) != 1' "$records"
-		printf '{"device":"%s","serial":"%s","certificate_sha256":"%s","binary_sha256":"%s","gateway":"%s","time":"%s"}\n' \
-			"$device" "$serial" "$(digest <"$work/chain")" "$(digest <"$ferrule")" "$gateway" "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+		printf '{"device":"%s","ek":"%s","serial":"%s","certificate_sha256":"%s","binary_sha256":"%s","gateway":"%s","time":"%s"}\n' \
+			"$device" "$ek" "$serial" "$fingerprint" "$(digest <"$ferrule")" "$gateway" "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 	} >"$work/records" # a pipe would hide that awk failed
 	keep "$records" <"$work/records"
 	exec 9>&-
@@ -163,13 +167,23 @@ provision() (
 	esac
 	work=$(mktemp -d)
 	trap 'rm -rf "$work"' EXIT
+	# An earlier run that was cut may still have programs at work on this gateway.
+	locks=${collect:-$records.tokens}
+	mkdir -p "$locks" && chmod 700 "$locks"
+	exec 8>"$locks/.$device.lock"
+	flock -w 60 8 || die "another run is at $device" 'wait until it ends'
 
 	there true || die "the gateway $gateway cannot be reached" 'check the address, and that this user may log in without a password'
 	install_file 755 "$ferrule" "$root/usr/bin/ferrule" binary
-	install_file 644 "$ca/root.crt" "$root/etc/ferrule/root.crt" roots
+	install_file 644 "${roots:-$ca/root.crt}" "$root/etc/ferrule/root.crt" roots
 	sed -e "s|@ROOT@|$root|g" -e "s|@TPM@|$tpm|g" -e "s|@REGISTRAR@|${registrar:-https://registrar.invalid}|g" -e "s|@BROKER@|$broker|g" "$config" >"$work/ferrule.toml"
 	install_file 644 "$work/ferrule.toml" "$root/etc/ferrule/ferrule.toml" config
 	if [ -n "$collect" ]; then
+		if enrolled_already; then
+			say evidence "none is needed: $device has its certificate"
+			return
+		fi
+		[ -s "$collect/$device.order.json" ] || die "there is no order for $device in $collect" 'make it: ferrule-factory batch plan'
 		agent_enroll '--collect -' <"$collect/$device.order.json" >"$work/evidence" || die "$(cat "$work/errors")" 'mend that, then run this again'
 		keep "$collect/$device.evidence.json" <"$work/evidence"
 		say evidence "$collect/$device.evidence.json"
@@ -177,6 +191,7 @@ provision() (
 	fi
 	if ! enrolled_already; then
 		if [ -n "$deliver" ]; then
+			[ -s "$deliver/$device.delivery.json" ] || die "there is no delivery for $device in $deliver" 'make it: ferrule-factory batch issue; its lines say what is missing'
 			agent_enroll '--deliver -' <"$deliver/$device.delivery.json" || die "$(cat "$work/errors")" 'mend that, then run this again'
 		else
 			enroll_online
@@ -188,72 +203,109 @@ provision() (
 
 # rows: device, gateway and tpm of every row, one row a line, or what is wrong with the file.
 rows() {
-	awk -F, '
+	awk '
 		function wrong(text) { printf "%s:%d: %s\n", FILENAME, NR, text > "/dev/stderr"; bad = 1; exit 1 }
+		# split_row: the fields of a line (RFC 4180) into field; a field does not go over its line.
+		function split_row(line,  n, at, c, quoted) {
+			split("", field)
+			n = 1
+			field[1] = ""
+			for (at = 1; at <= length(line); at++) {
+				c = substr(line, at, 1)
+				if (c != "\"") { if (c == "," && !quoted) field[++n] = ""; else field[n] = field[n] c }
+				else if (quoted && substr(line, at + 1, 1) == "\"") { field[n] = field[n] c; at++ }
+				else quoted = !quoted
+			}
+			if (quoted) wrong("a quote is not closed in its line")
+			return n
+		}
+		function value(name, usual) { return name in column && field[column[name]] != "" ? field[column[name]] : usual }
 		{ sub(/\r$/, "") }
 		NR == 1 {
-			for (n = 1; n <= NF; n++) column[$n] = n
+			sub(/^\357\273\277/, "") # spreadsheets write it
+			columns = split_row($0)
+			for (n = 1; n <= columns; n++) column[field[n]] = n
 			if (!("device" in column)) wrong("the first line names no column device")
 			next
 		}
 		/^[[:space:]]*$/ { next }
-		/["[:space:]]/ { wrong("quotes and spaces are not taken") }
 		{
-			id = $column["device"]
+			if (split_row($0) != columns) wrong("there are more or fewer fields than in the first line")
+			id = value("device", "")
 			if (id !~ /^[A-Za-z0-9][A-Za-z0-9._-]*$/) wrong("\"" id "\" is no device id")
 			if (seen[id]++) wrong("the device " id " is there twice")
-			gateway = "gateway" in column ? $column["gateway"] : ""
-			tpm = "tpm" in column ? $column["tpm"] : ""
-			print id, gateway == "" ? "local:/" : gateway, tpm == "" ? "auto" : tpm
+			row = id " " value("gateway", "local:/") " " value("tpm", "auto")
+			if (split(row, words, /[[:space:]]/) != 3) wrong("there is a space in gateway or tpm")
+			print row
 		}' "$1"
 }
 
-# bar DONE FAILED ALL: a bar where somebody looks on, else a line for every tenth part.
+# bar: a bar where somebody looks on, else a line for every tenth part.
 bar() {
 	if [ -t 2 ]; then
-		filled=$(($1 * 40 / $3))
-		printf '\r[%-40s] %d of %d, %d failed' "$(printf '%*s' "$filled" '' | tr ' ' '#')" "$1" "$3" "$2" >&2
-		[ "$1" -lt "$3" ] || printf '\n' >&2
-	elif [ $(($1 * 10 / $3)) -gt $((($1 - 1) * 10 / $3)) ]; then
-		say batch "$1 of $3, $2 failed" >&2
+		filled=$((done * 40 / all))
+		printf '\r[%-40s] %d of %d, %d failed' "$(printf '%*s' "$filled" '' | tr ' ' '#')" "$done" "$all" "$failed" >&2
+		[ "$done" -lt "$all" ] || printf '\n' >&2
+	elif [ $((done * 10 / all)) -gt $(((done - 1) * 10 / all)) ]; then
+		say batch "$done of $all, $failed failed" >&2
 	fi
 }
 
-# finish PID ID: waits for one gateway of the batch and counts it.
-finish() {
-	done=$((done + 1))
-	if ! wait "$1"; then
-		failed=$((failed + 1))
-		printf '%s: %s\n' "$2" "$(grep -m 1 'error:' "$logs/$2" || echo 'see its log')" >>"$logs/failures"
-	fi
-	bar "$done" "$failed" "$all"
+# worker: takes one row after the other, as all workers do, and tells what came of it. When
+# nobody listens any more it ends with the gateway it is at.
+worker() {
+	exec 7>"$logs/.lock"
+	while
+		flock 7
+		taken=0
+		read -r device gateway tpm <&3 || taken=1
+		flock -u 7
+		[ "$taken" = 0 ]
+	do
+		provision >"$logs/$device" 2>&1 </dev/null 3<&- 7>&- &
+		if wait $!; then echo "done $device"; else echo "failed $device"; fi
+	done
+}
+
+# why: the first error in the log of a gateway, and what to do about it.
+why() {
+	reason=$(sed -n -e 's/^provision: error: //' -e '/error: /{p;q;}' "$logs/$1")
+	remedy=$(sed -n 's/^.*hint: //p' "$logs/$1" | head -n 1)
+	printf '%s: %s\n%s: hint: %s\n' "$1" "${reason:-it was cut short; see $logs/$1}" "$1" "${remedy:-run this again}"
 }
 
 # provision_all: every row, some at one time; one that fails does not hold up the others.
 provision_all() {
-	case $jobs in '' | *[!0-9]* | 0) die "--jobs $jobs is no number" 'give how many gateways at one time' ;; esac
+	case $jobs in '' | *[!0-9]* | 0*) die "--jobs $jobs is no number" 'give how many gateways at one time' ;; esac
+	began=$(date +%s)
 	logs=$(mktemp -d)
-	rows "$batch" >"$logs/rows" || die "$batch cannot be used" 'mend the line that is named; nothing was done'
-	all=$(wc -l <"$logs/rows") done=0 failed=0 running=''
+	rows "$batch" >"$logs/.rows" || die "$batch cannot be used" 'mend the line that is named; nothing was done'
+	all=$(wc -l <"$logs/.rows") done=0 failed=0
 	[ "$all" -gt 0 ] || die "$batch has no rows" 'write one line for each gateway'
-	while read -r device gateway tpm; do
-		provision >"$logs/$device" 2>&1 </dev/null &
-		running="$running $!:$device"
-		# shellcheck disable=SC2086
-		set -- $running
-		if [ $# -ge "$jobs" ]; then
-			finish "${1%%:*}" "${1#*:}"
-			shift
-			running=$*
+	mkfifo "$logs/.outcomes"
+	{
+		n=0
+		while [ "$n" -lt "$jobs" ]; do
+			worker &
+			n=$((n + 1))
+		done
+		wait
+	} 3<"$logs/.rows" >"$logs/.outcomes" &
+	: >"$logs/.failed"
+	while read -r outcome device; do
+		done=$((done + 1))
+		if [ "$outcome" = failed ]; then
+			failed=$((failed + 1))
+			echo "$device" >>"$logs/.failed"
 		fi
-	done <"$logs/rows"
-	for one in $running; do finish "${one%%:*}" "${one#*:}"; done
-	if [ "$failed" -gt 0 ]; then
-		cat "$logs/failures" >&2
-		die "$failed of $all gateways failed; the whole story of each is in $logs" 'mend what is named, then run this again: what is done stays done'
-	fi
+		bar
+	done <"$logs/.outcomes"
+	wait
+	while read -r device; do why "$device" >&2; done <"$logs/.failed"
+	[ "$done" -eq "$all" ] || die "$((all - done)) of $all gateways were not tried" 'run this again: what is done stays done'
+	[ "$failed" -eq 0 ] || die "$failed of $all gateways failed; the whole story of each is in $logs" 'mend what is named, then run this again: what is done stays done'
 	rm -rf "$logs"
-	say batch "$all gateways done"
+	say batch "$all gateways done in $(($(date +%s) - began)) s"
 }
 
 if [ -n "$batch" ]; then
