@@ -297,6 +297,14 @@ func (d *desk) issue(device string, csr *x509.CertificateRequest) ([]byte, error
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), err
 }
 
+func parseLeaf(chain []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(chain)
+	if block == nil {
+		return nil, errors.New("no certificate")
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
+
 func deskEnroll(t testing.TB, d *desk, c identity.Config, o identity.Options, r identity.EnrollRequest) identity.Result {
 	t.Helper()
 	result, err := identity.Enroll(background, c, o, d.config(), r)

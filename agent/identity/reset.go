@@ -161,7 +161,11 @@ func (e *eraser) certificate(path string) {
 
 // key removes a key with its successor and what was set aside. A helper's key is not ours.
 func (e *eraser) key(ctx context.Context, uri string, o tpm.KeyOptions) {
+	_, none := tpm.PublicOf(uri, o)
 	err := tpm.Remove(ctx, uri, o)
+	if err == nil && errors.Is(none, tpm.ErrNoKey) {
+		return // there was none; what lay beside it is gone too
+	}
 	if errors.Is(err, tpm.ErrUnsupported) {
 		e.o.Log.WarnContext(ctx, "key not removed", "err", err)
 		return

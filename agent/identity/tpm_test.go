@@ -77,7 +77,11 @@ type chip struct {
 
 func newChip(t testing.TB) *chip {
 	t.Helper()
-	s := tpmtest.Certified(t)
+	return newChipOf(t, tpmtest.Certified(t))
+}
+
+func newChipOf(t testing.TB, s *tpmtest.Swtpm) *chip {
+	t.Helper()
 	proxy, err := tpmtest.StartProxy(s.Address())
 	if err != nil {
 		t.Fatal(err)
