@@ -8,9 +8,9 @@ set -euo pipefail
 
 demo=(
   swtpm             # a TPM 2.0 in software
+  swtpm-tools       # swtpm_setup, which certifies it as its maker would
 )
 tests=(
-  swtpm-tools       # swtpm_setup, for TPMs with an endorsement certificate
   mosquitto         # the foreign broker
   mosquitto-clients # the foreign subscriber
   socat             # pairs of ptys

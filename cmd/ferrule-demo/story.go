@@ -46,12 +46,12 @@ func (d *demo) scene() {
 	d.screen.line(bold, "Ferrule: two meters ─ RS-485 ─ agent, key in a TPM ═ mutual TLS ═ MQTT broker")
 	d.heading(1, "The world, all of it on loopback and in "+w.dir)
 	d.item("broker", "mqtts://%s, client certificates required; a ledger entry before each PUBACK", w.broker.Address())
-	d.item("registrar", "https://%s, one-time tokens", w.registrar)
+	d.item("registrar", "https://%s, one-time tokens, and proof that the key lies in a TPM of that maker", w.registrar)
 	if w.weak() {
 		d.item("TPM", "%s", d.screen.paint(bad, "NONE: swtpm is missing, the key will be a file. WEAK: whoever reads the disk can copy it"))
-		d.item("", "%s", "install it: apt-get install swtpm")
+		d.item("", "%s", "install it: apt-get install swtpm swtpm-tools")
 	} else {
-		d.item("TPM", "swtpm, a TPM 2.0 in software; the commands on its socket are counted")
+		d.item("TPM", "swtpm, a TPM 2.0 in software, certified by a maker of its own; the commands on its socket are counted")
 	}
 	var units []string
 	for _, m := range w.meters {
@@ -75,7 +75,7 @@ func shorten(path string) string {
 
 // enroll has the agent make its key and fetch its certificate.
 func (d *demo) enroll(ctx context.Context) error {
-	d.heading(2, "ferrule enroll: a key in the TPM, a one-time token, a certificate")
+	d.heading(2, "ferrule enroll: a key in the TPM, proved by the TPM, and a certificate for it")
 	token, err := d.world.records.AddToken(device, time.Minute)
 	if err != nil {
 		return fmt.Errorf("making a token: %w", err)
@@ -88,9 +88,15 @@ func (d *demo) enroll(ctx context.Context) error {
 		d.screen.line(normal, "   %s", line)
 	}
 	d.enrollment = d.counters()
-	if !d.world.weak() {
-		d.item("TPM", "%d commands, of these %d Sign: the new key's self-test and the certificate request", d.enrollment.commands, d.enrollment.signs)
+	if d.world.weak() {
+		return nil
 	}
+	d.item("TPM", "%d commands, of these %d Sign: the new key's self-test and the certificate request", d.enrollment.commands, d.enrollment.signs)
+	record, err := d.world.records.Device(device)
+	if err != nil {
+		return fmt.Errorf("reading the registrar's record: %w", err)
+	}
+	d.item("registrar", "checked the TPM's certificate, the key's attributes and one challenge: this is EK %.16s…", record.EK)
 	return nil
 }
 

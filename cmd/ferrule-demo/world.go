@@ -43,7 +43,8 @@ type world struct {
 	records   *records.Book
 	broker    *agenttest.Broker
 	ledger    *ledger
-	registrar string // host:port
+	registrar string         // host:port
+	maker     *tpmtest.Maker // of the TPM
 	tpm       *tpmtest.Swtpm
 	tap       *tpmtest.Proxy // before the TPM, counts what is asked of it
 	commands  atomic.Int64
@@ -64,7 +65,7 @@ func build(ctx context.Context, every time.Duration, keep bool) (w *world, err e
 	if w.dir, err = tempDir(); err != nil {
 		return w, fmt.Errorf("making a temporary folder: %w", err)
 	}
-	for _, step := range []func(context.Context) error{w.startWire, w.startCA, w.startRegistrar, w.startBroker, w.startTPM} {
+	for _, step := range []func(context.Context) error{w.startWire, w.startTPM, w.startCA, w.startRegistrar, w.startBroker} {
 		if err := step(ctx); err != nil {
 			return w, err
 		}
@@ -111,10 +112,15 @@ func (w *world) startCA(context.Context) (err error) {
 }
 
 func (w *world) startRegistrar(ctx context.Context) error {
-	// The TPM in the box has no certificate of a maker: its EK is recorded at first use.
+	makers := x509.NewCertPool()
+	if w.maker != nil {
+		for _, root := range w.maker.Roots() {
+			makers.AddCert(root)
+		}
+	}
 	r := registrar.New(registrar.Config{
 		CA: w.ca, Records: w.records, Life: 90 * 24 * time.Hour,
-		TPMs: attest.Verifier{TrustOnFirstUse: true}, AllowSoftwareKeys: true,
+		TPMs: attest.Verifier{Roots: makers}, AllowSoftwareKeys: w.weak(),
 	}, slog.New(slog.DiscardHandler))
 	listener, err := r.Listen(ctx, "127.0.0.1:0")
 	if err != nil {
@@ -148,13 +154,20 @@ func (w *world) startBroker(context.Context) error {
 	return err
 }
 
-// startTPM starts swtpm, and a tap before it. Without swtpm on this machine the world has no
-// TPM; a swtpm that is there and does not start is an error.
+// startTPM makes a TPM that its maker has certified, starts it, and a tap before it. Without
+// swtpm on this machine the world has no TPM; a swtpm that is there and does not start is an error.
 func (w *world) startTPM(ctx context.Context) (err error) {
-	if err := os.Mkdir(w.path("tpm"), 0o700); err != nil {
-		return fmt.Errorf("making the TPM's folder: %w", err)
+	for _, folder := range []string{"maker", "tpm"} {
+		if err := os.Mkdir(w.path(folder), 0o700); err != nil {
+			return fmt.Errorf("making the TPM's folder: %w", err)
+		}
 	}
-	w.tpm, err = tpmtest.StartSwtpm(ctx, w.path("tpm"))
+	if w.maker, err = tpmtest.NewMaker(w.path("maker")); err == nil {
+		err = w.maker.Make(ctx, w.path("tpm"))
+	}
+	if err == nil {
+		w.tpm, err = tpmtest.StartSwtpm(ctx, w.path("tpm"))
+	}
 	if errors.Is(err, tpmtest.ErrNotInstalled) {
 		return nil
 	}
