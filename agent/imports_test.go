@@ -185,7 +185,7 @@ var libraries = map[string]library{
 	"go.etcd.io/bbolt":                    {by: []string{"build/bench"}, tests: true, why: "the peer that the outbox is measured against"},
 	"go.uber.org/goleak":                  {tests: true, why: "finds goroutines that nobody waits for"},
 	"golang.org/x/sys/unix":               {by: []string{"agent", "agent/clock", "agent/session", "hw/hwtest", "hw/modbus", "hw/port", "tpm", "build/bench"}, tests: true, why: "system calls Go has no name for"},
-	"golang.org/x/crypto/ocsp":            {by: []string{"agent/trust"}, tests: true, why: "reads what a broker staples"},
+	"golang.org/x/crypto/ocsp":            {tests: true, why: "makes what a broker staples"},
 	"golang.org/x/term":                   {by: []string{"cmd/ferrule-factory"}, why: "is somebody watching?"},
 	"pgregory.net/rapid":                  {tests: true, why: "properties in tests"},
 	"rsc.io/qr":                           {by: []string{"cmd/ferrule-factory"}, why: "draws the codes on labels"},

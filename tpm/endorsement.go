@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"ferrule/internal/disk"
+
 	"github.com/google/go-tpm/tpm2"
 )
 
@@ -61,7 +63,7 @@ func SettleKey(uri string, o KeyOptions) error {
 	if err != nil || r.path == "" {
 		return err
 	}
-	err = r.makeFolder()
+	err = disk.MakeFolder(r.o.FS, filepath.Dir(r.path))
 	if err == nil {
 		err = r.o.FS.SyncDir(filepath.Dir(r.path))
 	}

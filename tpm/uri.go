@@ -271,26 +271,11 @@ func (r *ref) refuseExisting() error {
 }
 
 func (r *ref) store(data []byte) error {
-	if err := r.makeFolder(); err != nil {
+	if err := disk.MakeFolder(r.o.FS, filepath.Dir(r.path)); err != nil {
 		return fmt.Errorf("storing the key: %w", err)
 	}
 	if err := atomicfile.Write(r.o.FS, r.path, data, 0o600); err != nil {
 		return fmt.Errorf("storing the key: %w", err)
-	}
-	return nil
-}
-
-// makeFolder makes the file's folder, durably: a synced file is lost with an unsynced folder
-// above it. A folder that may not be read was not made here.
-func (r *ref) makeFolder() error {
-	folder := filepath.Dir(r.path)
-	if err := r.o.FS.MkdirAll(folder, 0o700); err != nil {
-		return err
-	}
-	for up := filepath.Dir(folder); up != folder; folder, up = up, filepath.Dir(up) {
-		if err := r.o.FS.SyncDir(up); err != nil && !errors.Is(err, fs.ErrPermission) {
-			return err
-		}
 	}
 	return nil
 }
