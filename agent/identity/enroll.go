@@ -62,7 +62,11 @@ func Enroll(ctx context.Context, c Config, o Options, e enroll.Config, r EnrollR
 
 func enrollFirst(ctx context.Context, c Config, o Options, e enroll.Config, r EnrollRequest) (Result, error) {
 	if !r.Force {
-		if result, done, err := alreadyEnrolled(ctx, c, o); done || err != nil {
+		result, done, err := alreadyEnrolled(ctx, c, o)
+		if errors.Is(err, ErrCleared) && r.Token == "" && !c.isFactory {
+			return Return(ctx, c, o, e)
+		}
+		if done || err != nil {
 			return result, err
 		}
 	}

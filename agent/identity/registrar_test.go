@@ -38,7 +38,8 @@ func TestLifeAtTheRegistrar(t *testing.T) {
 	if _, err := identity.Open(background, c.config, o); !errors.Is(err, identity.ErrCleared) {
 		t.Fatalf("opening after the clear: %v", err)
 	}
-	if result, err := identity.Return(background, c.config, o, f.enroll); err != nil || result.Device != "gw-1" {
+	// What ferrule enroll does then, without a token.
+	if result, err := identity.Enroll(background, c.config, o, f.enroll, identity.EnrollRequest{}); err != nil || result.Device != "gw-1" {
 		t.Fatalf("returning: %+v, %v", result, err)
 	}
 	c.settled(o.StateDir, "device.key.lost")

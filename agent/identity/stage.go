@@ -181,7 +181,8 @@ func (i *Identity) settle(ctx context.Context) {
 	if err == nil && i.unwritten == c {
 		i.unwritten = nil
 	}
-	if i.note(err); err != nil {
+	before := i.state.problem
+	if i.note(err); err != nil && i.state.problem != before { // once, though it is tried every minute
 		i.o.Log.LogAttrs(ctx, slog.LevelError, "certificate in use not on the disk", slog.Any("err", err))
 	}
 }
