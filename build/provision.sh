@@ -133,14 +133,17 @@ record() {
 	[ -n "$serial" ] || die "the certificate of $device cannot be read" 'look at device.crt on the gateway; nothing was recorded'
 	fingerprint=$(openssl x509 -outform DER -in "$work/chain" | digest)
 	ek=$("$factory" devices --json "$ca" "$device" | sed -n 's/^{"device":"[^"]*","ek":"\([0-9a-f]*\)".*/\1/p')
+	line=$(printf '{"device":"%s","ek":"%s","serial":"%s","certificate_sha256":"%s","binary_sha256":"%s","gateway":"%s",' \
+		"$device" "$ek" "$serial" "$fingerprint" "$(digest <"$ferrule")" "$gateway")
 	touch "$records"
-	{
-		# Compared as text: the dots of an id are no pattern.
-		awk -v own="{\"device\":\"$device\"," 'index($0, own) != 1' "$records"
-		printf '{"device":"%s","ek":"%s","serial":"%s","certificate_sha256":"%s","binary_sha256":"%s","gateway":"%s","time":"%s"}\n' \
-			"$device" "$ek" "$serial" "$fingerprint" "$(digest <"$ferrule")" "$gateway" "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
-	} >"$work/records" # a pipe would hide that awk failed
-	keep "$records" <"$work/records"
+	if ! grep -q -F -e "$line" "$records"; then
+		{
+			# Compared as text: the dots of an id are no pattern.
+			awk -v own="{\"device\":\"$device\"," 'index($0, own) != 1' "$records"
+			printf '%s"time":"%s"}\n' "$line" "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+		} >"$work/records" # a pipe would hide that awk failed
+		keep "$records" <"$work/records"
+	fi
 	exec 9>&-
 	rm -f "$records.tokens/$device"
 	say record "$device in $records"
@@ -168,9 +171,9 @@ provision() (
 	work=$(mktemp -d)
 	trap 'rm -rf "$work"' EXIT
 	# An earlier run that was cut may still have programs at work on this gateway.
-	locks=${collect:-$records.tokens}
-	mkdir -p "$locks" && chmod 700 "$locks"
-	exec 8>"$locks/.$device.lock"
+	locks=${collect:-$records.tokens}/.locks
+	mkdir -p "$locks" && chmod 700 "${locks%/*}"
+	exec 8>"$locks/$device"
 	flock -w 60 8 || die "another run is at $device" 'wait until it ends'
 
 	there true || die "the gateway $gateway cannot be reached" 'check the address, and that this user may log in without a password'
@@ -269,7 +272,7 @@ worker() {
 
 # why: the first error in the log of a gateway, and what to do about it.
 why() {
-	reason=$(sed -n -e 's/^provision: error: //' -e '/error: /{p;q;}' "$logs/$1")
+	reason=$(sed -n '/error: /{s/^provision: error: //;p;q;}' "$logs/$1")
 	remedy=$(sed -n 's/^.*hint: //p' "$logs/$1" | head -n 1)
 	printf '%s: %s\n%s: hint: %s\n' "$1" "${reason:-it was cut short; see $logs/$1}" "$1" "${remedy:-run this again}"
 }
