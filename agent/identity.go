@@ -8,46 +8,75 @@ import (
 	"time"
 
 	"ferrule/agent/audit"
+	"ferrule/agent/enroll"
 	"ferrule/agent/identity"
 	"ferrule/agent/session"
 	"ferrule/internal/disk"
 )
 
-// How soon a device whose TPM was cleared asks again for a certificate, where the first answer
-// was none; it doubles.
+// How soon a device without a usable certificate asks again for one, where the first answer was
+// none; it doubles.
 const (
 	firstReturn = 10 * time.Second
 	lastReturn  = 10 * time.Minute
 )
 
-// openIdentity opens the device's key and certificate. A TPM that was cleared has lost the key
-// for good; where the registrar knows the TPM, the same device gets a certificate for a new one.
+// openIdentity opens the device's key and certificate, and obtains what a device can obtain by
+// itself: its first certificate by that of the factory, and one for a new key where a TPM that was
+// cleared has lost the old one and the registrar knows the TPM.
 func (a *agent) openIdentity(ctx context.Context, fsys disk.FS) (err error) {
 	o := a.identityOptions(fsys)
 	for pause := firstReturn; ; pause = min(2*pause, lastReturn) {
-		if a.identity, err = identity.Open(ctx, a.config.Identity, o); !errors.Is(err, identity.ErrCleared) {
-			break
+		if a.identity, err = identity.Open(ctx, a.config.Identity, o); err == nil {
+			a.clock.Raise(a.identity.Current().Leaf().NotBefore)
+			return nil
 		}
-		a.log.LogAttrs(ctx, slog.LevelWarn, "key lost; returning as the same device", slog.Any("err", err))
-		result, returnErr := identity.Return(ctx, a.config.Identity, o, a.config.Enroll)
-		if returnErr == nil {
-			a.log.LogAttrs(ctx, slog.LevelInfo, "enrolled again", slog.String("device", result.Device))
+		obtain := a.selfHelp(err, o)
+		if obtain == nil {
+			return err
+		}
+		a.log.LogAttrs(ctx, slog.LevelWarn, "no usable certificate; obtaining one", slog.Any("err", err))
+		result, obtainErr := a.alone(ctx, obtain)
+		if obtainErr == nil {
+			a.log.LogAttrs(ctx, slog.LevelInfo, "enrolled", slog.String("device", result.Device))
 			continue
 		}
-		if errors.Is(returnErr, identity.ErrWrongTPM) || errors.Is(returnErr, identity.ErrNoWayBack) {
-			return returnErr
+		if errors.Is(obtainErr, identity.ErrWrongTPM) || errors.Is(obtainErr, identity.ErrNoWayBack) {
+			return obtainErr
 		}
-		a.log.LogAttrs(ctx, slog.LevelError, "no certificate yet", slog.Duration("again_in", pause), slog.Any("err", returnErr))
+		a.log.LogAttrs(ctx, slog.LevelError, "no certificate yet", slog.Duration("again_in", pause), slog.Any("err", obtainErr))
 		select {
 		case <-ctx.Done():
-			return returnErr
+			return obtainErr
 		case <-time.After(pause):
 		}
 	}
-	if err == nil {
-		a.clock.Raise(a.identity.Current().Leaf().NotBefore)
+}
+
+// alone obtains a certificate while no ferrule enroll is about it.
+func (a *agent) alone(ctx context.Context, obtain func(context.Context) (identity.Result, error)) (identity.Result, error) {
+	lock, err := LockEnrollment(a.config.StateDir)
+	if err != nil {
+		return identity.Result{}, err
 	}
-	return err
+	defer lock.Close()
+	return obtain(ctx)
+}
+
+// selfHelp is what obtains a certificate after identity.Open failed with err; nil: nothing does.
+func (a *agent) selfHelp(err error, o identity.Options) func(context.Context) (identity.Result, error) {
+	c, e := a.config.Identity, a.config.Enroll
+	switch {
+	case e.Method == enroll.MethodNone || e.Method == "":
+		return nil
+	case errors.Is(err, identity.ErrCleared):
+		return func(ctx context.Context) (identity.Result, error) { return identity.Return(ctx, c, o, e) }
+	case errors.Is(err, identity.ErrNotEnrolled) && identity.HasFactory(c, o):
+		return func(ctx context.Context) (identity.Result, error) {
+			return identity.Enroll(ctx, c, o, e, identity.EnrollRequest{})
+		}
+	}
+	return nil
 }
 
 func (a *agent) identityOptions(fsys disk.FS) identity.Options {

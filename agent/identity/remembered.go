@@ -26,3 +26,13 @@ func (i *Identity) Inspect(ctx context.Context) (tpm.Report, error) {
 	}
 	return i.device.Inspect(ctx, known), nil
 }
+
+// HasFactory says whether the device has a factory certificate, by which it can enroll without a
+// token.
+func HasFactory(c Config, o Options) bool {
+	if c.Factory.Certificate == "" {
+		return false
+	}
+	_, _, err := readChain(o, c.Factory.Certificate)
+	return err == nil
+}

@@ -204,8 +204,9 @@ func (s *Session) pause(ctx context.Context, n int) bool {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return true
+	case <-s.rotations: // another certificate may be what was missing
 	case <-ctx.Done():
 		return false
 	}
+	return true
 }

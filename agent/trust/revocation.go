@@ -251,8 +251,11 @@ func (v *Revocation) note(f finding, refused bool) {
 		return
 	}
 	level := slog.LevelWarn
-	if f.result == ResultGood {
+	switch {
+	case f.result == ResultGood:
 		level = slog.LevelInfo
+	case f.result == ResultUnknown && !refused && len(v.config.CRL) == 0:
+		level = slog.LevelDebug // nobody asked for a proof, and most brokers have none
 	}
 	v.o.event(level, "revocation", slog.String("result", string(f.result)), slog.String("subject", f.subject),
 		slog.String("why", f.why), slog.Bool("refused", refused))

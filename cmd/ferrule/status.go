@@ -108,7 +108,8 @@ func printAuthority(w io.Writer, s agent.Status) {
 	if staged := s.Trust.Broker.Staged; staged != nil {
 		fmt.Fprintf(w, "roots\t%d new ones for the broker are staged since %s\n", len(staged.Roots), staged.Since.Format(time.DateTime))
 	}
-	if last := s.Trust.Revocation.Last; last != nil && last.Result != trust.ResultGood && s.Trust.Revocation.Policy != trust.PolicyOff {
+	r := s.Trust.Revocation
+	if last := r.Last; last != nil && last.Result != trust.ResultGood && (last.Refused || last.Result != trust.ResultUnknown || len(r.Lists) > 0) {
 		fmt.Fprintf(w, "revocation\t%s: %s\n", last.Result, last.Why)
 	}
 }
