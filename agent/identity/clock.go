@@ -2,6 +2,7 @@ package identity
 
 import (
 	"crypto/x509"
+	"errors"
 	"time"
 )
 
@@ -80,6 +81,21 @@ func (j *judge) of(leaf *x509.Certificate) func() time.Time {
 		now, _ := j.now(leaf)
 		return now
 	}
+}
+
+// chainMost bounds how often a peer is asked again because a certificate of its chain begins later:
+// leaf, two intermediate authorities, root.
+const chainMost = 4
+
+// begins is when the certificate begins that err calls not valid yet at a time of ours, which nobody
+// vouches for: then it is only the earliest that it can be, and a certificate that was made since
+// is as good. Everything else of its chain has to be valid at that time, too.
+func (j *judge) begins(at time.Time, err error) (time.Time, bool) {
+	invalid, ok := errors.AsType[x509.CertificateInvalidError](err)
+	if !ok || invalid.Reason != x509.Expired || invalid.Cert == nil || j.clock.Trusted() {
+		return time.Time{}, false
+	}
+	return invalid.Cert.NotBefore, invalid.Cert.NotBefore.After(at)
 }
 
 // other is the time by the clock that now did not choose: whoever was not believed by the one

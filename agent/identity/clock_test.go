@@ -230,3 +230,42 @@ func TestCertificateOfTheFutureIsRefused(t *testing.T) {
 		}
 	})
 }
+
+// The clock stands in 1970 or ten years ahead, and broker and registrar have got their certificates
+// since ours was made: the earliest time that it can be lies before them, and is no reason to
+// keep away. A clock that is trusted is one.
+func TestServersYoungerThanOurCertificate(t *testing.T) {
+	for _, off := range []time.Duration{-30 * year, 10 * year} {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGateway(t, false)
+			<-time.After(60 * day)
+			broker, from := newTrueBroker(t, g.desk), time.Now().Add(-30*day)
+			young := x509.CertificateInvalidError{Cert: &x509.Certificate{NotBefore: from}, Reason: x509.Expired}
+			g.desk.set(func(r enroll.Request) error {
+				if now := r.Now(); now.Before(from) || now.After(from.Add(year)) {
+					return fmt.Errorf("%w: %w", enroll.ErrUntrusted, young)
+				}
+				return nil
+			}, nil)
+			g.clock.set(off, false)
+			g.start()
+			defer g.stop()
+			c := g.i.Current()
+			err := broker.meet(c)
+			at, ok := c.Later(time.Time{}, err)
+			if err == nil || !ok || !at.Equal(from.Truncate(time.Second)) {
+				t.Errorf("clock off by %s: %v; to be judged at %s, %t", off, err, at, ok)
+			}
+			if _, again := c.Later(at, err); again {
+				t.Error("a certificate that begins at the time it is judged by begins later")
+			}
+			if err := g.i.Renew(background, false); err != nil {
+				t.Errorf("clock off by %s: %v", off, err)
+			}
+			g.clock.set(off, true)
+			if _, ok := c.Later(time.Time{}, err); ok && off > 0 {
+				t.Error("a trusted clock is overruled")
+			}
+		})
+	}
+}

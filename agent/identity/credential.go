@@ -29,6 +29,7 @@ type Credential struct {
 	fingerprint string
 	sessions    *patientSessions
 	now         func() time.Time
+	judge       *judge
 	counters    *handshakes
 }
 
@@ -80,6 +81,20 @@ func (c *Credential) TLS(roots *x509.CertPool, serverName string) *tls.Config {
 		GetClientCertificate: c.present,
 		VerifyConnection:     c.count,
 	}
+}
+
+// Later says at what time a server may be judged that was refused at the time at (the zero time: the
+// clock's) because a certificate of its chain is not valid yet. Where nobody vouches for our
+// clock, that is no reason: a server whose certificate was renewed while the device was off would
+// keep it away for good.
+func (c *Credential) Later(at time.Time, err error) (time.Time, bool) {
+	if c.judge == nil {
+		return time.Time{}, false
+	}
+	if at.IsZero() {
+		at = c.now()
+	}
+	return c.judge.begins(at, err)
 }
 
 // Forget drops the TLS sessions, so that the next handshake is a full one: a resumed one shows

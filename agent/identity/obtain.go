@@ -29,7 +29,8 @@ const earlyMost = 24 * time.Hour
 
 // obtain asks for a certificate and checks what came against key, device and roots. It writes
 // nothing. A service that is not believed by one clock is judged by the other, where there are
-// two opinions (judge).
+// two opinions (judge), and where its certificate is younger than ours and nobody vouches for the
+// clock, by the time at which it begins.
 func (i *Identity) obtain(ctx context.Context, e enroll.Config, r order) (*Credential, error) {
 	leaf := i.judged(r)
 	got, err := i.ask(ctx, e, r, i.judge.of(leaf))
@@ -39,6 +40,15 @@ func (i *Identity) obtain(ctx context.Context, e enroll.Config, r order) (*Crede
 				got, err = second, nil
 			}
 		}
+	}
+	at, _ := i.judge.now(leaf)
+	for range chainMost {
+		begins, ok := i.judge.begins(at, err)
+		if !ok || !errors.Is(err, enroll.ErrUntrusted) {
+			break
+		}
+		at = begins
+		got, err = i.ask(ctx, e, r, func() time.Time { return begins })
 	}
 	if err != nil {
 		return nil, err

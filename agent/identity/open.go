@@ -185,7 +185,7 @@ func (i *Identity) load(key tpm.DeviceKey) (*Credential, error) {
 func (i *Identity) credential(key tpm.DeviceKey, chain []*x509.Certificate, text []byte) (*Credential, error) {
 	c, err := newCredential(key, chain, i.judge.of(chain[0]), &i.counters)
 	if err == nil {
-		c.key, c.text = key, text
+		c.key, c.text, c.judge = key, text, i.judge
 	}
 	return c, err
 }

@@ -323,6 +323,21 @@ func TestRefusedByTheBroker(t *testing.T) {
 	})
 }
 
+// What spreads a fleet over minutes after a start does not keep a device away whose certificate the
+// broker refuses.
+func TestRefusedRightAfterTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(t, true)
+		g.start()
+		defer g.stop()
+		g.i.Refused(g.i.Current().Fingerprint(), errors.New("revoked"))
+		synctest.Wait()
+		if g.last().purpose != enroll.Return {
+			t.Errorf("no way back at once; status %+v", g.i.Status())
+		}
+	})
+}
+
 func TestRefusedByMistake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGateway(t, false) // with no way back

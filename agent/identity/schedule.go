@@ -133,9 +133,13 @@ func (s *schedule) failed(tick time.Time, t term, do action, err error) {
 func (s *schedule) rejected(tick time.Time, t term) {
 	s.refused = true
 	_, last := steps(t.life())
-	if !s.came.IsZero() && tick.Sub(s.came) < last && s.failures == 0 {
+	switch {
+	case s.failures > 0: // it is under way
+	case !s.came.IsZero() && tick.Sub(s.came) < last:
 		s.failures++
 		s.next = tick.Add(backoff(t.life(), s.failures, s.random()))
+	default:
+		s.next = time.Time{} // what spreads a fleet after a start is for renewals that can wait
 	}
 }
 

@@ -42,17 +42,31 @@ func (e *stageError) Unwrap() error { return e.err }
 
 // dial connects to b and shows credential. begin is told of each stage. The error is a
 // *stageError. A broker that is refused on a resumed TLS session is asked once more, in a full
-// handshake: what was wrong may be the proof that the session was made with.
+// handshake: what was wrong may be the proof that the session was made with. One whose certificate
+// begins later than a clock that nobody vouches for is judged by the time at which it begins.
 func (s *Session) dial(ctx context.Context, b broker, credential *identity.Credential, begin func(Stage)) (*secured, error) {
-	sec, err := s.dialOnce(ctx, b, credential, begin)
+	var at time.Time
+	sec, err := s.dialOnce(ctx, b, credential, at, begin)
+	for range chainMost {
+		later, ok := credential.Later(at, err)
+		if !ok {
+			break
+		}
+		at = later
+		sec, err = s.dialOnce(ctx, b, credential, at, begin)
+	}
 	if d, ok := errors.AsType[*distrust](err); ok && d.resumed {
 		credential.Forget()
-		sec, err = s.dialOnce(ctx, b, credential, begin)
+		sec, err = s.dialOnce(ctx, b, credential, at, begin)
 	}
 	return sec, err
 }
 
-func (s *Session) dialOnce(ctx context.Context, b broker, credential *identity.Credential, begin func(Stage)) (*secured, error) {
+// chainMost bounds how many certificates of one chain may be younger than the clock.
+const chainMost = 4
+
+// dialOnce judges the broker's certificate at the time at; the zero time is the clock's.
+func (s *Session) dialOnce(ctx context.Context, b broker, credential *identity.Credential, at time.Time, begin func(Stage)) (*secured, error) {
 	begin(StageDNS)
 	addresses, err := lookup(ctx, b.host, s.timeouts.dns)
 	if err != nil {
@@ -65,7 +79,11 @@ func (s *Session) dialOnce(ctx context.Context, b broker, credential *identity.C
 	}
 	begin(StageTLS)
 	started := time.Now()
-	secure := tls.Client(raw, s.trust.config(credential, s.identity, b.host))
+	config := s.trust.config(credential, s.identity, b.host)
+	if !at.IsZero() {
+		config.Time = func() time.Time { return at }
+	}
+	secure := tls.Client(raw, config)
 	handshake, cancel := context.WithTimeout(ctx, s.timeouts.tls)
 	defer cancel()
 	if err := secure.HandshakeContext(handshake); err != nil {
