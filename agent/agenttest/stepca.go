@@ -114,6 +114,16 @@ func (s *StepCA) URL() string { return "https://" + s.address }
 // RootPEM is its root as a file holds it, Pool the same for a client.
 func (s *StepCA) RootPEM() []byte { return s.ca.RootPEM() }
 
+// IssuingPEM is the authority below it that issues, and its key: for certificates that it would
+// not issue itself.
+func (s *StepCA) IssuingPEM() (certificate, key []byte) {
+	der, err := x509.MarshalECPrivateKey(s.ca.issuingKey)
+	if err != nil {
+		panic(err) // a P-256 key that was just made
+	}
+	return encodeCertificates(s.ca.issuing), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
+}
+
 // Pool holds its root.
 func (s *StepCA) Pool() *x509.CertPool { return s.ca.Pool() }
 

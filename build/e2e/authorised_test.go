@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // authorised is a gateway that obeys nobody without a token, and its issuer.
@@ -30,7 +31,7 @@ func newAuthorised(t *testing.T) *authorised {
 	a.config = a.configure(t, "gw-1", a.startUnit(t))
 	a.issuer = a.newIssuer(t, "ops")
 	text := strings.Replace(readFile(t, a.config), "[local]",
-		fmt.Sprintf("[authorize]\nmode = \"enforce\"\nissuers = [%q]\n[local]", filepath.Join(a.issuer, "issuer.pem")), 1)
+		fmt.Sprintf("[authorize]\nmode = \"enforce\"\nleeway = \"1s\"\nissuers = [%q]\n[local]", filepath.Join(a.issuer, "issuer.pem")), 1)
 	a.file(t, filepath.Base(a.config), text)
 	mustRun(t, a.token(t, "gw-1"), with(a.ferrule, "enroll", "--config", a.config, "--token", "-")...)
 	a.witness = a.subscriber(t)
@@ -51,7 +52,7 @@ func (a *authorised) run(t *testing.T) {
 	a.agent = start(t, "ferrule run", append([]string{need(t, "unshare"), "--map-root-user", "--mount", "sh", "-ec",
 		`mount -t tmpfs none /run && mkdir -p /run/systemd/timesync && : >/run/systemd/timesync/synchronized; exec "$@"`, "sh"},
 		with(a.ferrule, "run", "--config", a.config)...)...)
-	a.witness.waitLine(t, "ferrule/gw-1/readings/rs485-1/meter-a")
+	a.witness.waitLine(t, `ferrule/gw-1/status {"online":true`)
 }
 
 // grant has ferrule-factory authorise.
@@ -81,10 +82,17 @@ func (a *authorised) write(t *testing.T, value float64, token string) answer {
 	return a.writeAs(t, fmt.Sprint("c", a.sent), value, token)
 }
 
-func (a *authorised) writeAs(t *testing.T, id string, value float64, token string) (reply answer) {
+func (a *authorised) writeAs(t *testing.T, id string, value float64, token string) answer {
 	t.Helper()
-	command := map[string]any{"id": id, "expires": soon(),
-		"args": map[string]any{"line": "rs485-1", "unit": "meter-a", "point": "limit", "value": value}}
+	return a.command(t, id, "write", token, map[string]any{"line": "rs485-1", "unit": "meter-a", "point": "limit", "value": value})
+}
+
+func (a *authorised) command(t *testing.T, id, name, token string, args map[string]any) (reply answer) {
+	t.Helper()
+	command := map[string]any{"id": id, "expires": soon()}
+	if args != nil {
+		command["args"] = args
+	}
 	if token != "" {
 		command["authorization"] = token
 	}
@@ -92,7 +100,7 @@ func (a *authorised) writeAs(t *testing.T, id string, value float64, token strin
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.publish(t, "ferrule/gw-1/command/write", string(text))
+	a.publish(t, "ferrule/gw-1/command/"+name, string(text))
 	_, payload, _ := strings.Cut(a.witness.waitLine(t, "ferrule/gw-1/reply/"+id+" "), " ")
 	if err := json.Unmarshal([]byte(payload), &reply); err != nil {
 		t.Fatalf("reply %q: %v", payload, err)
@@ -110,8 +118,14 @@ func TestAuthorisedCommands(t *testing.T) {
 	t.Parallel()
 	a := newAuthorised(t)
 	a.run(t)
-	token := a.grant(t, a.issuer, append(a.own(), "--scope", toLimit)...)
-	reply := a.write(t, 12.5, token)
+	var token string
+	var reply answer
+	waitFor(t, "tokens younger than the store of used ones", func() bool {
+		pause(t, time.Second) // the audit log takes only so many refusals
+		token = a.grant(t, a.issuer, append(a.own(), "--scope", toLimit)...)
+		reply = a.write(t, 12.5, token)
+		return reply.Code != "authorization-stale"
+	})
 	if !reply.OK || a.moved() != 1 {
 		t.Fatalf("an authorised write: %+v, moved %d times", reply, a.moved())
 	}
@@ -122,21 +136,26 @@ func TestAuthorisedCommands(t *testing.T) {
 	if a.moved() != 1 {
 		t.Errorf("the unit was written to %d times", a.moved())
 	}
+	waitFor(t, "the audit log to reach the disk", func() bool {
+		return len(found(t, filepath.Join(a.state, "audit"), []byte("authorization-malformed"))) > 0
+	})
 	a.agent.kill()
 	a.run(t)
 	if reply := a.write(t, 12.5, token); reply.OK || reply.Code != "authorization-replayed" {
 		t.Errorf("a used token after kill -9: %+v", reply)
 	}
-	if again := a.writeAs(t, "c1", 12.5, token); again != reply {
+	if again := a.writeAs(t, reply.ID, 12.5, token); again != reply {
 		t.Errorf("the same command after kill -9: %+v, first %+v", again, reply)
 	}
 	if a.moved() != 1 {
 		t.Errorf("after kill -9 the unit was written to %d times", a.moved())
 	}
-	second := a.grant(t, a.issuer, append(a.own(), "--scope", toLimit)...)
-	if reply := a.write(t, 30, second); !reply.OK || a.moved() != 2 {
-		t.Errorf("another token: %+v, moved %d times", reply, a.moved())
+	// The unit's terminal stays locked by the agent that was killed, as long as socat holds it.
+	second := a.grant(t, a.issuer, append(a.own(), "--scope", "restart")...)
+	if reply := a.command(t, "r1", "restart", second, nil); !reply.OK || reply.Receipt == "" {
+		t.Errorf("another token: %+v", reply)
 	}
+	a.witness.waitLine(t, `"online":true`)
 	if code := a.agent.stop(t); code != 0 {
 		t.Errorf("run ended with exit code %d", code)
 	}

@@ -22,7 +22,7 @@ func (s *site) asleep(t *testing.T, ends time.Time) {
 }
 
 // cameBack checks that a device was let in again at the first attempt.
-func (s *site) cameBack(t *testing.T, broker *agenttest.Broker, dead string) {
+func (s *site) cameBack(t *testing.T, broker *watchedBroker, dead string) {
 	t.Helper()
 	began := time.Now()
 	leaf := waitLeaf(t, broker, dead)

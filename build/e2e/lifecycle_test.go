@@ -107,7 +107,7 @@ func TestRenewalUnderLoadByRegistrar(t *testing.T) {
 
 // rotateKey gives the running agent a new key, and then judges the whole run: the same device, the
 // old certificates gone, nothing lost, and an agent that starts again with what lies on the disk.
-func (s *site) rotateKey(t *testing.T, broker *agenttest.Broker, before ...string) {
+func (s *site) rotateKey(t *testing.T, broker *watchedBroker, before ...string) {
 	t.Helper()
 	old := readFile(t, filepath.Join(s.state, "device.key"))
 	out := mustRun(t, "", with(s.ferrule, "enroll", "--rekey", "--config", s.config)...)
@@ -148,7 +148,7 @@ func (s *site) rotateKey(t *testing.T, broker *agenttest.Broker, before ...strin
 
 // checkLeaves checks that certificates took over in one direction: a second after a CONNACK for a new
 // one, none of before is seen again.
-func checkLeaves(t *testing.T, broker *agenttest.Broker, least int) {
+func checkLeaves(t *testing.T, broker *watchedBroker, least int) {
 	t.Helper()
 	began := make(map[string]time.Time)
 	var newest string

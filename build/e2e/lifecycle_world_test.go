@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,7 +67,7 @@ func (w *world) restartRegistrar(t *testing.T, flags ...string) {
 
 // watched is a broker in this process, which tells who connects. Its clients are those of the
 // roots, PEM; its certificate is that of NAME.crt and NAME.key.
-func (s *site) watched(t *testing.T, name string, roots ...string) *agenttest.Broker {
+func (s *site) watched(t *testing.T, name string, roots ...string) *watchedBroker {
 	t.Helper()
 	s.process.Kill()
 	certificate, err := tls.LoadX509KeyPair(name+".crt", name+".key")
@@ -88,12 +89,27 @@ func (s *site) watched(t *testing.T, name string, roots ...string) *agenttest.Br
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _, _ = broker.Close(), ledger.Close() })
-	return broker
+	w := &watchedBroker{Broker: broker, ledger: ledger}
+	t.Cleanup(w.end)
+	return w
+}
+
+// watchedBroker is a broker in this process with its ledger. It may be ended before its test.
+type watchedBroker struct {
+	*agenttest.Broker
+	ledger *agenttest.Ledger
+	once   sync.Once
+}
+
+func (w *watchedBroker) end() {
+	w.once.Do(func() {
+		w.Cut() // else connections outlive it
+		_, _ = w.Close(), w.ledger.Close()
+	})
 }
 
 // waitLeaf waits for a connection with a certificate other than all before, and returns its digest.
-func waitLeaf(t *testing.T, b *agenttest.Broker, before ...string) (leaf string) {
+func waitLeaf(t *testing.T, b *watchedBroker, before ...string) (leaf string) {
 	t.Helper()
 	waitFor(t, "another certificate", func() bool {
 		for _, c := range b.Connections() {

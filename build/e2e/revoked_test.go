@@ -70,9 +70,7 @@ func TestBrokerRevokedByList(t *testing.T) {
 	if hint, _ := field(s.status(t), "session", "last_failure", "hint").(string); hint == "" {
 		t.Error("there is no hint")
 	}
-	if err := broker.Close(); err != nil {
-		t.Fatal(err)
-	}
+	broker.end()
 	mustRun(t, "", with(s.factory, "ca", "server", s.ca, "--name", "broker2", "--host", "127.0.0.1")...)
 	s.watched(t, filepath.Join(s.ca, "broker2"), clients)
 	s.waitUp(t)

@@ -69,9 +69,7 @@ func TestBrokerMovesToANewCA(t *testing.T) {
 
 	move := func(name string) {
 		t.Helper()
-		if err := broker.Close(); err != nil {
-			t.Fatal(err)
-		}
+		broker.end()
 		broker = s.watched(t, name, clients)
 	}
 	move(filepath.Join(next, "broker"))
@@ -129,9 +127,7 @@ func TestRootsByCommand(t *testing.T) {
 	if reply := command("c1", "confirm", ""); !strings.Contains(reply, "alone yet") {
 		t.Errorf("confirm too early: %s", reply)
 	}
-	if err := broker.Close(); err != nil {
-		t.Fatal(err)
-	}
+	broker.end()
 	broker = s.watched(t, filepath.Join(next, "broker"), clients)
 	waitFor(t, "a session by the new CA", func() bool { return field(s.status(t), "trust", "broker", "staged", "confirmable") == true })
 	if reply := command("d1", "discard", ""); !strings.Contains(reply, `"ok":false`) {
