@@ -141,13 +141,17 @@ func TestClockThatIsWrong(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, quietLine)
-			s.certify(t, s.deviceCA(), time.Now().Add(50*time.Minute)) // valid for ten minutes
-			broker := s.watched(t, filepath.Join(s.ca, "broker"), readFile(t, filepath.Join(s.ca, "root.crt")))
+			pause(t, 3*time.Second)
+			mustRun(t, "", with(s.factory, "ca", "server", s.ca, "--name", "young", "--host", "127.0.0.1")...)
+			broker := s.watched(t, filepath.Join(s.ca, "young"), readFile(t, filepath.Join(s.ca, "root.crt")))
 			s.runAt(t, test.by, "")
 			s.waitUp(t)
 			status := s.status(t)
 			if clock := field(status, "identity", "clock"); clock != test.clock || field(status, "clock", "trusted") != false {
 				t.Errorf("judged by %v (%v), clock %v", clock, field(status, "identity", "clock_note"), field(status, "clock"))
+			}
+			if failure := field(status, "session", "last_failure"); failure != nil {
+				t.Errorf("it took more than one attempt: %v", failure)
 			}
 			waitFor(t, "a reading", func() bool { return len(s.arrivals(t)) > 0 })
 			if a := s.arrivals(t)[0]; !strings.Contains(a.raw, `"unsynced":true`) {

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -102,27 +101,19 @@ func TestBrokerThatRefusesOurCertificate(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, quietLine)
 	s.process.Kill()
-	list := s.mosquittoWithList(t)
+	s.mosquittoWithList(t, s.revocationList(t, "device-ca", 1))
 	s.run(t)
 	s.waitUp(t)
 
-	t.Run("revoked", func(t *testing.T) {
-		s.refusedAndBack(t, "certificate-revoked", func() {
-			serial := fmt.Sprintf("%x", s.certificate(t).SerialNumber)
-			mustRun(t, "", with(s.factory, "revoke", s.ca, serial)...)
-			if _, err := os.Stat(list); err != nil {
-				t.Fatal(err)
-			}
-		})
+	s.refusedAndBack(t, "certificate-revoked", func() { // by a list of the broker's: the registrar knows of nothing
+		s.revocationList(t, "device-ca", 2, filepath.Join(s.state, "device.crt"))
 	})
-	t.Run("unknown authority", func(t *testing.T) {
-		other := filepath.Join(s.dir, "other-ca")
-		mustRun(t, "", with(s.factory, "ca", "init", other)...)
-		s.refusedAndBack(t, "certificate-unknown-ca", func() {
-			s.stop(t)
-			s.certify(t, authority{filepath.Join(other, "device-ca.crt"), filepath.Join(other, "device-ca.key")}, time.Now().Add(time.Hour))
-			s.run(t)
-		})
+	other := filepath.Join(s.dir, "other-ca")
+	mustRun(t, "", with(s.factory, "ca", "init", other)...)
+	s.refusedAndBack(t, "certificate-unknown-ca", func() {
+		s.stop(t)
+		s.certify(t, authority{filepath.Join(other, "device-ca.crt"), filepath.Join(other, "device-ca.key")}, time.Now().Add(time.Hour))
+		s.run(t)
 	})
 	s.stop(t)
 	s.settled(t)
@@ -134,7 +125,7 @@ func (s *site) refusedAndBack(t *testing.T, cause string, spoil func()) {
 	s.mosquitto.stop(t)
 	spoil()
 	dead := s.leaf(t)
-	s.mosquittoWithList(t)
+	s.mosquittoWithList(t, filepath.Join(s.dir, "device-ca.crl"))
 	began := time.Now()
 	waitFor(t, "another certificate", func() bool { return s.leaf(t) != dead })
 	t.Logf("%s: back after %s", cause, time.Since(began).Round(time.Millisecond))
@@ -148,10 +139,9 @@ func (s *site) refusedAndBack(t *testing.T, cause string, spoil func()) {
 	}
 }
 
-// mosquittoWithList starts mosquitto with the registrar's list of certificates that were taken back.
-func (s *site) mosquittoWithList(t *testing.T) (list string) {
+// mosquittoWithList starts mosquitto with a list of certificates that were taken back.
+func (s *site) mosquittoWithList(t *testing.T, list string) {
 	t.Helper()
-	list = filepath.Join(s.ca, "device-ca.crl")
 	_, port, _ := strings.Cut(s.broker, ":")
 	path := s.file(t, "mosquitto.conf", fmt.Sprintf(`listener %s 127.0.0.1
 cafile %s
@@ -165,5 +155,4 @@ user root
 `, port, filepath.Join(s.ca, "root.crt"), s.ca, list))
 	s.mosquitto = start(t, "mosquitto", need(t, "mosquitto"), "-c", path, "-v")
 	s.waitPort(t, s.broker)
-	return list
 }

@@ -18,10 +18,10 @@ import (
 	"ferrule/internal/disk"
 )
 
-// revocationList has the CA's root sign a list with these certificates in it.
-func (s *site) revocationList(t *testing.T, number int64, revoked ...string) (path string) {
+// revocationList has the CA's root, or its device CA, sign a list with these certificates in it.
+func (s *site) revocationList(t *testing.T, signer string, number int64, revoked ...string) (path string) {
 	t.Helper()
-	root, err := tls.LoadX509KeyPair(filepath.Join(s.ca, "root.crt"), filepath.Join(s.ca, "root.key"))
+	root, err := tls.LoadX509KeyPair(filepath.Join(s.ca, signer+".crt"), filepath.Join(s.ca, signer+".key"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func (s *site) revocationList(t *testing.T, number int64, revoked ...string) (pa
 	if err != nil {
 		t.Fatal(err)
 	}
-	path = filepath.Join(s.dir, "root.crl")
+	path = filepath.Join(s.dir, signer+".crl")
 	if err := atomicfile.Write(disk.OS(), path, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der}), os.FileMode(0o644)); err != nil {
 		t.Fatal(err)
 	}
@@ -52,11 +52,11 @@ func TestBrokerRevokedByList(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, quietLine)
 	clients := readFile(t, filepath.Join(s.ca, "root.crt"))
-	s.section(t, fmt.Sprintf("[revocation]\ncrl = [%q]\nrefresh = \"1m\"", s.revocationList(t, 1)))
+	s.section(t, fmt.Sprintf("[revocation]\ncrl = [%q]\nrefresh = \"1m\"", s.revocationList(t, "root", 1)))
 	broker := s.watched(t, filepath.Join(s.ca, "broker"), clients)
 	s.run(t)
 	s.waitUp(t)
-	s.revocationList(t, 2, filepath.Join(s.ca, "broker.crt"))
+	s.revocationList(t, "root", 2, filepath.Join(s.ca, "broker.crt"))
 	revoked := time.Now()
 	deadline := time.Now().Add(2 * time.Minute) // a file is looked at once a minute
 	for field(s.status(t), "session", "last_failure", "cause") != "broker-revoked" {
@@ -91,7 +91,7 @@ func TestHardPolicyWantsProof(t *testing.T) {
 	}
 	s.checkSilence(t)
 	s.stop(t)
-	s.edit(t, `policy = "hard"`, fmt.Sprintf("policy = \"hard\"\ncrl = [%q]", s.revocationList(t, 1)))
+	s.edit(t, `policy = "hard"`, fmt.Sprintf("policy = \"hard\"\ncrl = [%q]", s.revocationList(t, "root", 1)))
 	s.run(t)
 	s.waitUp(t)
 	s.stop(t)
