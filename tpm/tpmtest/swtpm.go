@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -135,17 +136,25 @@ func (s *Swtpm) start(ctx context.Context) error {
 	cmd.Dir = s.stateDir // a comma in its name would end the option
 	cmd.Stdout, cmd.Stderr = &s.stderr, &s.stderr
 	// A signal at the terminal is for us alone: we end the TPM after the keys are closed.
-	// Where we die without doing so, the kernel does; it counts the thread that started the
-	// TPM as the parent, so no goroutine that dies with its thread may call this.
+	// Where we die without doing so, the kernel does.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	started, exited := make(chan error, 1), make(chan struct{})
+	go func() { // ends with the process, which Kill and the lines below see to
+		// The kernel counts the thread as the parent. Another goroutine that comes to run on it may
+		// end it, and with it a TPM that is in use.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(exited)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // says "signal: killed"
+		}
+	}()
+	if err := <-started; err != nil {
 		return fmt.Errorf("starting swtpm: %w", err)
 	}
-	s.exited = make(chan struct{})
-	go func() { // ends with the process, which Kill and the lines below see to
-		defer close(s.exited)
-		_ = cmd.Wait() // says "signal: killed"
-	}()
+	s.exited = exited
 	if err := s.await(ctx); err != nil {
 		_ = cmd.Process.Kill()
 		<-s.exited
