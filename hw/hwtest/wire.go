@@ -190,8 +190,12 @@ func (w *Wire) Close() error {
 // run is the line: it reads what the master sends, and sends when something is due.
 func (w *Wire) run() {
 	defer close(w.done)
-	runtime.LockOSThread() // and ends with the thread, so that its timer slack goes with it
+	// The thread is given back as it was: to end it would end children that a goroutine started on it
+	// before, and asked the kernel to end with it (PR_SET_PDEATHSIG).
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	defer unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0)
 	w.mu.Lock()
 	w.tid = unix.Gettid()
 	w.mu.Unlock()
