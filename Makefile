@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: help build cross deps stepca demo test check race test-arm test-arm64 e2e soak fuzz bench lint generate clean
+.PHONY: help build cross deps stepca demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,9 @@ test-arm64: stepca ## only the tests for ARM64, under qemu
 
 e2e: deps stepca ## the built binaries against mosquitto, swtpm, libmodbus, step-ca and openssl, on this machine and on ARM
 	$(GO) test -count=1 -timeout 30m ./build/e2e
+
+batch: deps ## 100 gateways with 100 TPMs from bare to enrolled, with the minutes that takes
+	E2E_BATCH=100 $(GO) test -count=1 -timeout 30m -v -run '^TestBatch$$' ./build/e2e
 
 soak: deps stepca ## every test SOAK times over (default 20) with -race: what fails seldom fails here
 	$(GO) test -race -count=$(or $(SOAK),20) -timeout 0 $$($(GO) list ./... | grep -v '/build/e2e$$')

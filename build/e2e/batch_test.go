@@ -227,30 +227,38 @@ func TestBatch(t *testing.T) {
 		n, (first + second).Minutes(), first.Seconds(), second.Seconds(), third.Seconds())
 }
 
-// The batch is killed in its middle: the script alone, whose children go on for a moment, and
-// the script with all its children. The next run is begun at once.
+// The batch is killed in its middle: the script alone, whose children go on for a moment; the
+// script with all its children; the registrar. The next run is begun at once.
 func TestBatchKilled(t *testing.T) {
 	f := newFleet(t, 14)
-	for _, whole := range []bool{false, true, false} {
+	for _, victim := range []string{"script", "all", "registrar"} {
+		jobs := 3
+		if victim == "registrar" {
+			jobs = len(f.names) // gateways ask three times, over some seconds
+		}
 		before := f.enrolled()
-		command := exec.Command("sh", f.online(3)[1:]...)
+		command := exec.Command("sh", f.online(jobs)[1:]...)
 		command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		if err := command.Start(); err != nil {
 			t.Fatal(err)
 		}
 		waitFor(t, "one more certificate", func() bool { return f.enrolled() > before })
-		victim := command.Process.Pid
-		if whole {
-			victim = -victim
+		switch victim {
+		case "registrar":
+			f.issuing.kill()
+		case "all":
+			_ = syscall.Kill(-command.Process.Pid, syscall.SIGKILL)
+		case "script":
+			_ = command.Process.Kill()
 		}
-		if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
+		if err := command.Wait(); err == nil {
+			t.Errorf("without %s the batch ended well", victim)
 		}
-		_ = command.Wait() // says that it was killed
 	}
 	if f.enrolled() == len(f.names) {
 		t.Error("every gateway was enrolled before the last cut")
 	}
+	f.startRegistrar(t, "--tpm-roots", f.tpmRoots())
 	mustScript(t, f.online(3))
 	f.converged(t)
 }

@@ -87,13 +87,18 @@ func TestExpiredOnTheShelf(t *testing.T) {
 	}
 }
 
-// Taken back: openssl refuses the certificate by the list, the registrar refuses the device
+// Taken back: mosquitto and openssl refuse the certificate by the list, the registrar refuses the device
 // whatever it shows, until it is let in again by a new token.
 func TestRevokedStaysOut(t *testing.T) {
 	w := newAttested(t)
 	g := w.gateway(t, plan{name: "gw-1"})
 	g.enroll(t, w)
+	w.startMosquitto(t)
+	agent := start(t, "ferrule run", g.argv("run")...)
+	waitFor(t, "a session", func() bool { return strings.Contains(w.mosquitto.output(), "Sending CONNACK to") })
+	agent.stop(t)
 	mustRun(t, "", with(w.factory, "revoke", w.ca, "gw-1")...)
+	w.refusedByMosquitto(t, g)
 
 	root, err := os.ReadFile(w.root())
 	if err != nil {
@@ -113,4 +118,24 @@ func TestRevokedStaysOut(t *testing.T) {
 		t.Errorf("the TPM alone: exit code %d: %s", code, stderr)
 	}
 	g.enroll(t, w, "--force")
+}
+
+// refusedByMosquitto gives the broker the list, as docs/factory.md has it.
+func (w *world) refusedByMosquitto(t *testing.T, g *enrollee) {
+	t.Helper()
+	path := filepath.Join(w.dir, "mosquitto.conf")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.file(t, "mosquitto.conf", strings.Replace(string(text), "cafile ", "crlfile "+filepath.Join(w.ca, "device-ca.crl")+"\ncafile ", 1))
+	w.mosquitto.stop(t)
+	w.mosquitto = start(t, "mosquitto", need(t, "mosquitto"), "-c", path, "-v")
+	w.waitPort(t, w.broker)
+	agent := start(t, "ferrule run", g.argv("run")...)
+	waitFor(t, "the refusal", func() bool { return strings.Contains(w.mosquitto.output(), "verify failed") })
+	agent.stop(t)
+	if strings.Contains(w.mosquitto.output(), "Sending CONNACK to") {
+		t.Error("mosquitto took a revoked certificate")
+	}
 }

@@ -91,6 +91,21 @@ func TestProvisionTheWrongGateway(t *testing.T) {
 	}
 }
 
+// A token that a run of long ago left is no good any more: the script gets another.
+func TestProvisionWithAnOldToken(t *testing.T) {
+	p := newProvisioning(t)
+	if err := os.MkdirAll(p.records+".tokens", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.records+".tokens", "gw-1"), []byte("of-long-ago\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if said := mustRun(t, "", p.argv...); strings.Count(said, "a new one for gw-1") != 1 {
+		t.Errorf("the script said:\n%s", said)
+	}
+	p.converged(t)
+}
+
 // The script is killed with all its children at random moments, again and again; the run
 // that is left alone ends as if nothing had happened.
 func TestProvisionCutAnywhere(t *testing.T) {
