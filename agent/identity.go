@@ -82,7 +82,7 @@ func (a *agent) selfHelp(err error, o identity.Options) func(context.Context) (i
 func (a *agent) identityOptions(fsys disk.FS) identity.Options {
 	return identity.Options{
 		StateDir: a.config.StateDir, FS: fsys, Clock: a.clock, Log: a.log, State: StateFiles(),
-		Roots: a.registrarRoots(), Verify: a.registrarSeen, Changed: a.staged,
+		Roots: a.registrarRoots(), Verify: a.registrarSeen, Issued: a.registrarIssued, Changed: a.staged,
 		Event: func(ctx context.Context, name string, attrs ...slog.Attr) {
 			// Nobody on the network can cause these as often as they like, but for a refusal.
 			a.note(ctx, audit.Event{Name: name, Attrs: attrs, Essential: name != identity.EventRefused && name != identity.EventFailed})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync/atomic"
 
 	"ferrule/agent/audit"
 	"ferrule/agent/enroll"
@@ -17,7 +18,8 @@ import (
 // trusted is whom the agent believes.
 type trusted struct {
 	brokers    *trust.Roots
-	registrars *trust.Roots // nil where none is asked
+	registrars *trust.Roots                          // nil where none is asked
+	registrar  atomic.Pointer[[][]*x509.Certificate] // how the last connection to it was verified
 	revocation *trust.Revocation
 }
 
@@ -69,10 +71,21 @@ func (a *agent) registrarRoots() func() (*x509.CertPool, error) {
 
 // registrarSeen is told of every connection to the registrar that was verified.
 func (a *agent) registrarSeen(state tls.ConnectionState) error {
-	if a.trust.registrars != nil {
-		a.trust.registrars.Verified(state.VerifiedChains)
-	}
+	a.trust.registrar.Store(&state.VerifiedChains)
 	return nil
+}
+
+// registrarIssued is told how a certificate that came over it leads to the roots. Roots that know the
+// registrar and not its CA do not suffice: once they were confirmed, no renewal would be taken.
+func (a *agent) registrarIssued(chains [][]*x509.Certificate) {
+	if a.trust.registrars == nil {
+		return
+	}
+	all := [][][]*x509.Certificate{chains}
+	if seen := a.trust.registrar.Load(); seen != nil { // a program of method exec has no connection
+		all = append(all, *seen)
+	}
+	a.trust.registrars.VerifiedAll(all...)
 }
 
 // reloadTrust reads the files of the roots again.

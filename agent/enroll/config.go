@@ -226,8 +226,14 @@ func (c Config) Verify(chain []*x509.Certificate, now time.Time) error {
 
 // VerifyAgainst is Config.Verify with roots of the caller's.
 func VerifyAgainst(roots *x509.CertPool, chain []*x509.Certificate, now time.Time) error {
+	_, err := ChainsTo(roots, chain, now)
+	return err
+}
+
+// ChainsTo is VerifyAgainst, and returns the ways by which chain leads to roots.
+func ChainsTo(roots *x509.CertPool, chain []*x509.Certificate, now time.Time) ([][]*x509.Certificate, error) {
 	if len(chain) == 0 {
-		return errors.New("checking the certificate: there is none")
+		return nil, errors.New("checking the certificate: there is none")
 	}
 	between := x509.NewCertPool()
 	for _, certificate := range chain[1:] {
@@ -241,12 +247,12 @@ func VerifyAgainst(roots *x509.CertPool, chain []*x509.Certificate, now time.Tim
 	if now.After(chain[0].NotAfter) {
 		now = chain[0].NotAfter
 	}
-	_, err := chain[0].Verify(x509.VerifyOptions{
+	chains, err := chain[0].Verify(x509.VerifyOptions{
 		Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {
-		return hint.With(fmt.Errorf("checking the certificate against enroll.roots: %w", err),
+		return nil, hint.With(fmt.Errorf("checking the certificate against enroll.roots: %w", err),
 			"the service and the CA behind it do not belong to the roots in that file: put the CA's root there too")
 	}
-	return nil
+	return chains, nil
 }

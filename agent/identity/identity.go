@@ -54,6 +54,9 @@ type Options struct {
 	// Verify is told of every connection to the registrar whose chain crypto/tls has verified;
 	// an error refuses it. nil: nobody is.
 	Verify func(tls.ConnectionState) error
+	// Issued is told of the ways by which a certificate that the service gave leads to Roots; nil:
+	// nobody is.
+	Issued func([][]*x509.Certificate)
 	// Changed is told that a certificate is staged, or is to be proved once more: the session
 	// rotates. nil: nobody is.
 	Changed func()

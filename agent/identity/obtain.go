@@ -139,7 +139,11 @@ func (i *Identity) verify(e enroll.Config, chain []*x509.Certificate, now time.T
 	if err != nil {
 		return err
 	}
-	return enroll.VerifyAgainst(roots, chain, now)
+	chains, err := enroll.ChainsTo(roots, chain, now)
+	if err == nil && i.o.Issued != nil {
+		i.o.Issued(chains)
+	}
+	return err
 }
 
 // wayBack obtains a certificate for the device that this was, for key: by the factory

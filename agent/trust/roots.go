@@ -169,7 +169,7 @@ func (r *Roots) waiting() bool {
 
 // Stage adds the roots of a PEM text beside the active ones, in place of others that are
 // staged. What is not a set of authorities is refused with ErrRefused; ErrInUse where the last
-// connection needed those that are staged now. The same set again changes nothing.
+// connection needed those that are staged now, unless they are among the new ones. The same set again changes nothing.
 func (r *Roots) Stage(text []byte) error {
 	certificates, err := parseRoots(text)
 	if err != nil {
@@ -198,8 +198,9 @@ func (r *Roots) stage(certificates []*x509.Certificate) error {
 	if same(certificates, r.staged) {
 		return nil
 	}
-	if r.needed() {
-		return hint.With(fmt.Errorf("staging other roots: %w", ErrInUse), "confirm them first, or let the broker go back to its old certificate")
+	lacks := func(c *x509.Certificate) bool { return !slices.ContainsFunc(certificates, c.Equal) }
+	if r.needed() && slices.ContainsFunc(r.staged, lacks) {
+		return hint.With(fmt.Errorf("staging other roots: %w", ErrInUse), "confirm them first, send them together with the others, or let the "+r.config.Name+" go back to its old certificate")
 	}
 	next := r.saved
 	next.Staged = &staged{PEM: string(encode(certificates)), Since: r.o.Clock.Now().UTC(), Trusted: r.o.Clock.Trusted()}
@@ -225,8 +226,9 @@ func (r *Roots) current(certificates []*x509.Certificate) error {
 	return nil
 }
 
-// needed says whether the last connection could not have been made without the staged roots.
-func (r *Roots) needed() bool { return r.last != nil && r.last.byStaged && !r.last.byActive }
+// needed says whether the last connection could not have been made without the staged roots: all
+// was verified by one or the other.
+func (r *Roots) needed() bool { return r.last != nil && !r.last.byActive }
 
 // Confirm makes the staged roots the only ones. ErrNotSeen until the last connection, and one
 // since they were staged, was verified by them alone.
@@ -280,13 +282,30 @@ func (r *Roots) drop(event string) error {
 }
 
 // Verified is told of every good connection by the chains that it was verified with.
-func (r *Roots) Verified(chains [][]*x509.Certificate) {
+func (r *Roots) Verified(chains [][]*x509.Certificate) { r.VerifiedAll(chains) }
+
+// VerifiedAll is Verified for a connection over which something else was given that has to lead to
+// the roots, as a registrar gives certificates: roots suffice that vouch for all of it.
+func (r *Roots) VerifiedAll(all ...[][]*x509.Certificate) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(chains) == 0 || r.saved.Staged == nil {
+	if r.saved.Staged == nil || len(all) == 0 {
 		return
 	}
-	v := verdict{}
+	v := verdict{byActive: true, byStaged: true}
+	for _, chains := range all {
+		if len(chains) == 0 {
+			return
+		}
+		one := r.judge(chains)
+		v.byActive, v.byStaged = v.byActive && one.byActive, v.byStaged && one.byStaged
+	}
+	r.last = &v
+	r.seen(v)
+}
+
+// judge says which roots vouch for one of chains. The caller holds mu.
+func (r *Roots) judge(chains [][]*x509.Certificate) (v verdict) {
 	for _, chain := range chains {
 		if len(chain) == 0 {
 			continue
@@ -296,7 +315,11 @@ func (r *Roots) Verified(chains [][]*x509.Certificate) {
 		v.byStaged = v.byStaged || inStaged
 		v.byActive = v.byActive || slices.ContainsFunc(r.active, root.Equal) || r.system() && !inStaged
 	}
-	r.last = &v
+	return v
+}
+
+// seen keeps what a verdict says of the staged roots. The caller holds mu.
+func (r *Roots) seen(v verdict) {
 	before := *r.saved.Staged
 	after := before
 	after.Seen = after.Seen || v.byStaged

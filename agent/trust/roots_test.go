@@ -48,6 +48,38 @@ func check(t testing.TB, r *Roots, two *twoRoots, old, fresh bool) {
 	}
 }
 
+// Roots that vouch for the registrar and not for what it gives do not suffice. They cannot be dropped,
+// and can be added to.
+func TestRootsHaveToVouchForAll(t *testing.T) {
+	w, two := newWorld(), newTwoRoots(t)
+	put(w.disk, file, pemOf(two.old))
+	r := openRoots(t, w.Options)
+	if err := r.Stage(pemOf(two.fresh)); err != nil {
+		t.Fatal(err)
+	}
+	r.VerifiedAll(chain(two.oldBroker, two.old), chain(two.freshBroker, two.fresh))
+	if err := r.Confirm(); !errors.Is(err, ErrNotSeen) {
+		t.Errorf("confirmed: %v", err)
+	}
+	for _, refused := range []error{r.Discard(), r.Stage(pemOf(two.old))} {
+		if !errors.Is(refused, ErrInUse) {
+			t.Errorf("what the connection hangs on was dropped: %v", refused)
+		}
+	}
+	if err := r.Stage(append(pemOf(two.fresh), pemOf(two.old)...)); err != nil {
+		t.Fatal(err)
+	}
+	check(t, r, two, true, true)
+	if err := r.Confirm(); !errors.Is(err, ErrNotSeen) {
+		t.Errorf("confirmed what no connection has seen: %v", err)
+	}
+	r.VerifiedAll(chain(two.oldBroker, two.old), chain(two.freshBroker, two.fresh))
+	if err := r.Confirm(); err != nil {
+		t.Error(err)
+	}
+	check(t, r, two, true, true)
+}
+
 func TestRootsAreChangedFromAfar(t *testing.T) {
 	w, two := newWorld(), newTwoRoots(t)
 	put(w.disk, file, pemOf(two.old))

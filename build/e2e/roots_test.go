@@ -156,3 +156,46 @@ func (s *site) reply(t *testing.T, id string) (payload string) {
 	})
 	return payload
 }
+
+// The registrar moves to a server certificate of another CA, while devices go on being certified by
+// the old one. Roots that know the registrar alone are not confirmed: no renewal would be taken any
+// more. Both together are, once a renewal has shown that they suffice.
+func TestRegistrarMovesToANewCA(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, quietLine)
+	next := s.newBrokerCA(t, "next-ca")
+	broker := s.watched(t, filepath.Join(s.ca, "broker"), readFile(t, filepath.Join(s.ca, "root.crt")))
+	s.run(t)
+	leaves := []string{waitLeaf(t, broker)}
+	renew := func() {
+		t.Helper()
+		mustRun(t, "", with(s.ferrule, "enroll", "--rekey", "--config", s.config)...)
+		leaves = append(leaves, waitLeaf(t, broker, leaves...))
+	}
+	refused := func() {
+		t.Helper()
+		_, stderr, code := run(t, "", with(s.ferrule, "roots", "confirm", "--for", "registrar", "--config", s.config)...)
+		if code != 12 || !strings.Contains(stderr, "alone yet") {
+			t.Errorf("confirming roots that do not suffice: exit code %d\n%s", code, stderr)
+		}
+	}
+	s.roots(t, "stage", "--for", "registrar", filepath.Join(next, "root.crt"))
+	refused()
+	s.replace(t, filepath.Join(s.ca, "registrar.crt"), filepath.Join(next, "registrar.crt"))
+	s.replace(t, filepath.Join(s.ca, "registrar.key"), filepath.Join(next, "registrar.key"))
+	s.restartRegistrar(t, "--trust-ek-on-first-use")
+	renew()
+	refused()
+
+	both := s.file(t, "both.pem", readFile(t, filepath.Join(next, "root.crt"))+readFile(t, filepath.Join(s.ca, "root.crt")))
+	s.roots(t, "stage", "--for", "registrar", both)
+	renew()
+	s.cutPower(t)
+	s.waitUp(t)
+	if status := s.roots(t, "confirm", "--for", "registrar"); status["source"] != "confirmed" {
+		t.Errorf("confirmed: %v", status)
+	}
+	renew()
+	s.stop(t)
+	s.settled(t)
+}
