@@ -363,7 +363,7 @@ func TestScanFindsUnits(t *testing.T) {
 	atSpeed(b, wire.Path(), 19200)
 	settings := []port.Settings{{Baud: 9600, DataBits: 8, Parity: 'N', StopBits: 1}, {Baud: 19200, DataBits: 8, Parity: 'N', StopBits: 1}}
 	last := ScanProgress{}
-	found, err := Scan(t.Context(), ScanConfig{Port: wire.Path(), Settings: settings, First: 1, Last: 6, Timeout: 20 * time.Millisecond},
+	found, err := Scan(t.Context(), ScanConfig{Port: wire.Path(), Settings: settings, First: 1, Last: 6, Timeout: 300 * time.Millisecond},
 		func(p ScanProgress) { last = p }, slog.New(slog.DiscardHandler))
 	want := []Found{{Settings: "19200 8N1", Address: 2, Identity: "Acme M1 1.0"}, {Settings: "19200 8N1", Address: 5}}
 	if err != nil || !slices.Equal(found, want) {
