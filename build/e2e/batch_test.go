@@ -89,7 +89,7 @@ func script(t *testing.T, argv []string) (stderr string, code int, took time.Dur
 	t.Helper()
 	var said bytes.Buffer
 	command := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
-	command.Stderr = &said
+	command.Stderr, command.Env = &said, append(os.Environ(), "TMPDIR="+t.TempDir()) // what a failed run keeps
 	began := time.Now()
 	if err := command.Run(); command.ProcessState == nil {
 		t.Fatal(err)
@@ -230,7 +230,7 @@ func TestBatch(t *testing.T) {
 // The batch is killed in its middle: the script alone, whose children go on for a moment; the
 // script with all its children; the registrar. The next run is begun at once.
 func TestBatchKilled(t *testing.T) {
-	f := newFleet(t, 14)
+	f, scratch := newFleet(t, 14), t.TempDir()
 	for _, victim := range []string{"script", "all", "registrar"} {
 		jobs := 3
 		if victim == "registrar" {
@@ -239,6 +239,7 @@ func TestBatchKilled(t *testing.T) {
 		before := f.enrolled()
 		command := exec.Command("sh", f.online(jobs)[1:]...)
 		command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		command.Env = append(os.Environ(), "TMPDIR="+scratch)
 		if err := command.Start(); err != nil {
 			t.Fatal(err)
 		}

@@ -53,7 +53,7 @@ func cutBefore(t *testing.T, step int) (programs int) {
 	}
 	command := exec.Command("/bin/sh", append(p.argv[1:], "--factory", "ferrule-factory")...)
 	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	command.Env = append(os.Environ(), "PATH="+stand, fmt.Sprintf("KILL_AT=%d", step),
+	command.Env = append(os.Environ(), "TMPDIR="+p.dir, "PATH="+stand, fmt.Sprintf("KILL_AT=%d", step),
 		"KILL_COUNT="+count,
 		"KILL_PATH="+filepath.Dir(factory)+string(os.PathListSeparator)+os.Getenv("PATH"))
 	out, err := command.CombinedOutput()

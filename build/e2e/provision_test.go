@@ -118,6 +118,7 @@ func TestProvisionCutAnywhere(t *testing.T) {
 		for range 6 {
 			command := exec.Command(p.argv[0], p.argv[1:]...)
 			command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+			command.Env = append(os.Environ(), "TMPDIR="+p.dir)
 			if err := command.Start(); err != nil {
 				t.Fatal(err)
 			}
