@@ -81,7 +81,7 @@ func (a *agent) selfHelp(err error, o identity.Options) func(context.Context) (i
 
 func (a *agent) identityOptions(fsys disk.FS) identity.Options {
 	return identity.Options{
-		StateDir: a.config.StateDir, FS: fsys, Clock: a.clock, Log: a.log, State: StateFiles(),
+		StateDir: a.config.StateDir, FS: fsys, Clock: a.clock, Log: a.log,
 		Roots: a.registrarRoots(), Verify: a.registrarSeen, Issued: a.registrarIssued, Changed: a.staged,
 		Event: func(ctx context.Context, name string, attrs ...slog.Attr) {
 			// Nobody on the network can cause these as often as they like, but for a refusal.
@@ -121,9 +121,4 @@ func (a *agent) brokerSeen(chains [][]*x509.Certificate) {
 // refused is told that the broker does not take a certificate of ours.
 func (a *agent) refused(fingerprint string, f session.Failure) {
 	a.identity.Refused(fingerprint, errors.New(f.Text))
-}
-
-// StateFiles names what the parts keep below the state directory beside the identity.
-func StateFiles() []string {
-	return []string{"outbox", "journal", "authorizations", "audit", "roots", "revocation", "time"}
 }

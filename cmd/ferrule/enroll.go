@@ -160,7 +160,7 @@ func identityOptions(e *env, c *config.Config) identity.Options {
 	log := slog.New(slog.NewTextHandler(e.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	fsys := disk.OS()
 	return identity.Options{
-		StateDir: c.StateDir, FS: fsys, Log: log, State: agent.StateFiles(),
+		StateDir: c.StateDir, FS: fsys, Log: log,
 		Clock: clock.Open(fsys, clockPath(c), buildTime(), log),
 	}
 }
