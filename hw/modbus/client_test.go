@@ -71,7 +71,10 @@ func TestFaultsOnTheWire(t *testing.T) {
 			if s := client.Stats(); c.count(s) == 0 {
 				t.Errorf("not counted: %+v", s)
 			}
-			if s := wire.Stats(); s.Violations != 0 {
+			// What follows a whole answer may come late where the machine is busy, and then the next
+			// request is out already: no master could have waited for it.
+			follows := c.fault.Duplicate > 0 || len(c.fault.After) > 0
+			if s := wire.Stats(); s.Violations != 0 && !follows {
 				t.Errorf("%d requests within t3.5", s.Violations)
 			}
 		})
