@@ -108,6 +108,10 @@ func (p peer) connack() bool {
 
 func (p peer) write(b []byte) bool { _, err := p.Write(b); return err == nil }
 
+// hangUp says that nothing more will come. What was sent before arrives for certain, as it does
+// not where a connection is closed on bytes that nobody has read.
+func (p peer) hangUp() { _ = p.Conn.(*tls.Conn).CloseWrite() }
+
 func (p peer) puback(id uint16) bool {
 	return p.write([]byte{packetPuback << 4, 2, byte(id >> 8), byte(id)})
 }

@@ -44,8 +44,8 @@ func TestLostConnectionAcknowledgesNothing(t *testing.T) {
 			if !strings.HasPrefix(m.TopicName, "readings/") {
 				return nil
 			}
-			if seen++; p.n <= 3 && seen > 20 {
-				return errStop
+			if seen++; p.n <= 3 && seen == 21 {
+				p.hangUp()
 			}
 			if p.n <= 3 && seen > 10 {
 				return errWithhold

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 
 // patience is how long a test waits for what must happen; far longer than it takes, even
 // under an emulator.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // until waits for done.
 func until(t testing.TB, what string, done func() bool) {
