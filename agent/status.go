@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"ferrule/agent/audit"
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/agent/command"
 	"ferrule/agent/identity"
 	"ferrule/agent/outbox"

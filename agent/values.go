@@ -5,7 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/agent/command"
 	"ferrule/hw"
 	"ferrule/hw/modbus"

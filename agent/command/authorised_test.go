@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/internal/atomicfile"
 	"ferrule/internal/disk/disktest"
 	"ferrule/internal/jws"

@@ -14,8 +14,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"ferrule/agent/authorize"
-	"ferrule/agent/journal"
+	"ferrule/agent/command/authorize"
+	"ferrule/agent/command/journal"
 )
 
 // timeout bounds one command; a write waits for one transaction of its line at most.
@@ -32,7 +32,7 @@ type Command struct {
 	Run    func(ctx context.Context, args json.RawMessage) (any, error)
 }
 
-// Authority judges the tokens of commands that act (agent/authorize).
+// Authority judges the tokens of commands that act (agent/command/authorize).
 type Authority interface {
 	Check(ctx context.Context, token string, op authorize.Operation) (authorize.Decision, error)
 	Spend(ctx context.Context, d *authorize.Decision, op authorize.Operation) error

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"ferrule/agent/journal"
+	"ferrule/agent/command/journal"
 	"ferrule/internal/disk"
 	"ferrule/internal/disk/disktest"
 	"ferrule/internal/hint"

@@ -8,8 +8,8 @@ import (
 	"regexp"
 	"time"
 
-	"ferrule/agent/authorize"
-	"ferrule/agent/journal"
+	"ferrule/agent/command/authorize"
+	"ferrule/agent/command/journal"
 	"ferrule/internal/hint"
 )
 
@@ -40,7 +40,7 @@ type reply struct {
 	Error  string          `json:"error,omitempty"`
 	Code   string          `json:"code,omitempty"`
 	Hint   string          `json:"hint,omitempty"`
-	// Receipt is the device's signed word of what it did (agent/authorize).
+	// Receipt is the device's signed word of what it did (agent/command/authorize).
 	Receipt string `json:"receipt,omitempty"`
 }
 

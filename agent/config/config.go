@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"ferrule/agent/audit"
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/agent/encode"
 	"ferrule/agent/enroll"
 	"ferrule/agent/identity"

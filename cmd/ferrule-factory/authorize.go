@@ -17,7 +17,7 @@ import (
 	"strings"
 	"time"
 
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/internal/atomicfile"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"

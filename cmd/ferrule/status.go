@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"ferrule/agent"
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/agent/identity"
 	"ferrule/agent/local"
 	"ferrule/agent/outbox"

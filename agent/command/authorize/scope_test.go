@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 )
 
 func write(line, unit, point string, value any) authorize.Operation {

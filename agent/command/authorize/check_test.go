@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/internal/hint"
 )
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"testing"
 
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/internal/jws"
 	"ferrule/tpm"
 	"ferrule/tpm/tpmtest"

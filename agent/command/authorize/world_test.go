@@ -21,7 +21,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/internal/disk"
 	"ferrule/internal/disk/disktest"
 	"ferrule/internal/jws"

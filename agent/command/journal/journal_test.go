@@ -13,7 +13,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"ferrule/agent/journal"
+	"ferrule/agent/command/journal"
 	"ferrule/internal/disk"
 	"ferrule/internal/disk/disktest"
 )

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"ferrule/agent/authorize"
+	"ferrule/agent/command/authorize"
 	"ferrule/internal/disk/disktest"
 	"ferrule/internal/jws"
 )
