@@ -10,7 +10,7 @@ import (
 	"ferrule/agent/audit"
 	"ferrule/agent/enroll"
 	"ferrule/agent/identity"
-	"ferrule/agent/session"
+	"ferrule/agent/session/cause"
 	"ferrule/internal/disk"
 )
 
@@ -119,6 +119,6 @@ func (a *agent) brokerSeen(chains [][]*x509.Certificate) {
 }
 
 // refused is told that the broker does not take a certificate of ours.
-func (a *agent) refused(fingerprint string, f session.Failure) {
+func (a *agent) refused(fingerprint string, f cause.Failure) {
 	a.identity.Refused(fingerprint, errors.New(f.Text))
 }

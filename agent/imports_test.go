@@ -116,9 +116,21 @@ var rooms = map[string]arrows{
 	"agent/local":           {},
 	"agent/outbox":          {},
 	"agent/session": {
-		"agent/encode":   "expands topics",
-		"agent/identity": "presents the certificate",
-		"agent/outbox":   "drains it",
+		"agent/encode":        "expands topics",
+		"agent/identity":      "presents the certificate",
+		"agent/outbox":        "drains it",
+		"agent/session/cause": "names failures",
+		"agent/session/dial":  "connects",
+	},
+	"agent/session/cause": {},
+	"agent/session/dial": {
+		"agent/identity":      "presents the certificate",
+		"agent/session/cause": "names the stage that failed",
+	},
+	"agent/doctor": {
+		"agent/identity":      "asks whether key and certificate fit",
+		"agent/session/cause": "names failures as the session does",
+		"agent/session/dial":  "connects as the session does",
 	},
 	"agent/trust": {},
 

@@ -8,7 +8,7 @@ import (
 
 	"github.com/VictoriaMetrics/metrics"
 
-	"ferrule/agent/session"
+	"ferrule/agent/session/cause"
 	"ferrule/hw"
 )
 
@@ -34,7 +34,7 @@ func writeMetrics(w io.Writer, s Status) {
 		}
 	}
 
-	gauge("ferrule_session_up", number(s.Session.Stage == session.StageUp))
+	gauge("ferrule_session_up", number(s.Session.Stage == cause.StageUp))
 	count("ferrule_session_connects_total", s.Session.Connects)
 	count("ferrule_messages_published_total", s.Session.Published)
 	count("ferrule_messages_acknowledged_total", s.Session.Acked)

@@ -9,6 +9,8 @@ import (
 
 	"ferrule/agent/outbox"
 	"ferrule/internal/disk"
+
+	"ferrule/agent/session/cause"
 )
 
 // BenchmarkPublish sends b.N entries of 256 B through the outbox to mosquitto over mTLS, and
@@ -29,7 +31,7 @@ func benchmarkPublish(b *testing.B, change ...func(*Options)) {
 	end := w.subscribe(m, "readings/#", "%p")
 	s := w.session(m.address, change...)
 	w.run(s)
-	until(b, "the session to be up", func() bool { return s.Status().Stage == StageUp })
+	until(b, "the session to be up", func() bool { return s.Status().Stage == cause.StageUp })
 	b.ReportAllocs()
 	before, start := cpu(), time.Now()
 	b.ResetTimer()

@@ -8,6 +8,8 @@ import (
 	"ferrule/agent/agenttest"
 	"ferrule/agent/identity"
 	"ferrule/internal/disk"
+
+	"ferrule/agent/session/cause"
 )
 
 // slowClock is two hours behind.
@@ -28,14 +30,14 @@ func TestBrokerYoungerThanTheClock(t *testing.T) {
 		trusted bool
 		leaf    agenttest.Leaf
 		by      *agenttest.CA
-		want    Cause // "" is a session
+		want    cause.Cause // "" is a session
 	}{
 		"nobody vouches": {},
-		"trusted":        {trusted: true, want: CauseClock},
+		"trusted":        {trusted: true, want: cause.Clock},
 		"over by the clock, too": {leaf: agenttest.Leaf{NotBefore: now.Add(-9 * time.Hour), NotAfter: now.Add(-4 * time.Hour)},
-			want: CauseBrokerExpired},
-		"young and of another authority": {by: stranger, want: CauseBrokerUnknownCA},
-		"young and of another name":      {leaf: agenttest.Leaf{Names: []string{"other.example"}}, want: CauseBrokerName},
+			want: cause.BrokerExpired},
+		"young and of another authority": {by: stranger, want: cause.BrokerUnknownCA},
+		"young and of another name":      {leaf: agenttest.Leaf{Names: []string{"other.example"}}, want: cause.BrokerName},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -55,7 +57,7 @@ func TestBrokerYoungerThanTheClock(t *testing.T) {
 			t.Cleanup(func() { _ = w.identity.Close() })
 			s := w.session(b.Address())
 			w.run(s)
-			until(t, "the outcome", func() bool { st := s.Status(); return st.Stage == StageUp || st.LastFailure != nil })
+			until(t, "the outcome", func() bool { st := s.Status(); return st.Stage == cause.StageUp || st.LastFailure != nil })
 			st := s.Status()
 			if test.want == "" {
 				if st.LastFailure != nil {

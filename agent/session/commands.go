@@ -11,6 +11,8 @@ import (
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
 	"ferrule/agent/encode"
+
+	"ferrule/agent/session/cause"
 )
 
 const (
@@ -64,7 +66,7 @@ func (l *link) receive(_ mqtt.Client, m mqtt.Message) {
 	}
 	s.count(func(st *Status) { st.CommandsDropped++ })
 	if m.Qos() > 0 {
-		l.conn.fail(errFlood) // the broker keeps it and delivers it again
+		l.conn.fail(cause.ErrFlood) // the broker keeps it and delivers it again
 	}
 }
 
@@ -151,7 +153,7 @@ func (l *link) subscribe() {
 		if err == nil {
 			return
 		}
-		s.note(Classify(StageSuback, err))
+		s.note(cause.Classify(cause.StageSuback, err))
 		select {
 		case <-l.lost:
 			return
@@ -169,7 +171,7 @@ func (l *link) subscribeOnce() error {
 	case <-l.lost:
 		return l.err
 	case <-limit.C:
-		return fmt.Errorf("%w within %v", errStalled, l.session.timeouts.suback)
+		return fmt.Errorf("%w within %v", cause.ErrStalled, l.session.timeouts.suback)
 	}
 	if err := token.Error(); err != nil { // it was not sent, or its connection ends
 		l.conn.fail(err)
@@ -181,7 +183,7 @@ func (l *link) subscribeOnce() error {
 		return errors.New("not a token of SUBSCRIBE")
 	}
 	if code, answered := subscribed.Result()[l.session.filter]; !answered || code > 2 {
-		return fmt.Errorf("%w to %s", errSubscription, l.session.filter)
+		return fmt.Errorf("%w to %s", cause.ErrSubscription, l.session.filter)
 	}
 	return nil
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"ferrule/agent/agenttest"
+
+	"ferrule/agent/session/cause"
 )
 
 func TestCommandGetsItsReply(t *testing.T) {
@@ -138,7 +140,7 @@ func TestFloodOfCommands(t *testing.T) {
 	release := make(chan struct{})
 	s := w.session(r.address, commands(func(Command) (string, []byte) { <-release; return "", nil }))
 	w.run(s)
-	failure(t, s, CauseCommands)
+	failure(t, s, cause.Commands)
 	close(release)
 	until(t, "the next connection", func() bool { return s.Status().Subscribed })
 	if st := s.Status(); st.CommandsDropped == 0 || st.Commands > inboxCommands+1 {
@@ -226,7 +228,7 @@ func TestEndDrainsTheWindow(t *testing.T) {
 	w.fill(100, 50)
 	until(t, "a full window", func() bool { return s.Status().InFlight >= 64 })
 	go func() { defer close(ended); stop() }()
-	until(t, "the end to begin", func() bool { return s.Status().Stage == StageStopping })
+	until(t, "the end to begin", func() bool { return s.Status().Stage == cause.StageStopping })
 	mu.Lock()
 	hold = false
 	release.Broadcast()

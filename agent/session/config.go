@@ -1,18 +1,15 @@
 package session
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
-	"os"
-	"strconv"
 	"time"
 
 	"ferrule/agent/encode"
 	"ferrule/internal/hint"
 	"ferrule/internal/quantity"
+
+	"ferrule/agent/session/dial"
 )
 
 // Config is the [session] section of the configuration.
@@ -72,7 +69,7 @@ func (c Config) Validate() error {
 		bad(`name one: brokers = ["mqtts://broker.example:8883"]`, "brokers: there is none")
 	}
 	for _, b := range c.Brokers {
-		if _, err := parseBroker(b); err != nil {
+		if _, err := dial.ParseBroker(b); err != nil {
 			bad(`write it as "mqtts://broker.example:8883"`, "brokers: %q: %w", b, err)
 		}
 	}
@@ -98,56 +95,4 @@ func (c Config) Validate() error {
 		problems = append(problems, fmt.Errorf("session.%w", err))
 	}
 	return errors.Join(problems...)
-}
-
-// broker is one entry of brokers.
-type broker struct {
-	text string // as configured
-	host string
-	port string
-}
-
-func parseBroker(text string) (broker, error) {
-	u, err := url.Parse(text)
-	if err != nil {
-		return broker{}, errors.New("not a URL")
-	}
-	switch {
-	case u.Scheme != "mqtts":
-		return broker{}, fmt.Errorf("the scheme is %q, and only mqtts is spoken", u.Scheme)
-	case u.User != nil:
-		return broker{}, errors.New("there is no password here, the certificate logs in")
-	case u.Hostname() == "":
-		return broker{}, errors.New("the host is missing")
-	case u.Path != "" && u.Path != "/", u.RawQuery != "", u.Fragment != "":
-		return broker{}, errors.New("there is something behind the port")
-	}
-	b := broker{text: text, host: u.Hostname(), port: u.Port()}
-	if b.port == "" {
-		b.port = "8883"
-	}
-	if n, err := strconv.Atoi(b.port); err != nil || n < 1 || n > 65535 {
-		return broker{}, fmt.Errorf("%q is not a port", b.port)
-	}
-	return b, nil
-}
-
-func (b broker) address() string { return net.JoinHostPort(b.host, b.port) }
-
-// readRoots reads the authorities of brokers; an empty name means the system's.
-func readRoots(name string) (*x509.CertPool, error) {
-	if name == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(name)
-	if err != nil {
-		return nil, hint.With(fmt.Errorf("reading session.roots: %w", err),
-			"name a file with the PEM certificate of the authority that signed the broker's certificate")
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, hint.With(fmt.Errorf("reading session.roots: %s holds no certificate", name),
-			"put PEM certificates (-----BEGIN CERTIFICATE-----) into it")
-	}
-	return pool, nil
 }

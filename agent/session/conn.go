@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"ferrule/agent/session/cause"
 )
 
 const (
@@ -160,15 +162,15 @@ func (c *conn) flush(limit time.Duration) error {
 // explain looks whether the other side said why it stopped listening: an alert may lie in the
 // receive buffer of a connection that can no longer be written to.
 func (c *conn) explain(err error) error {
-	if isTimeout(err) {
-		return fmt.Errorf("%w for %v: %w", errFrozen, c.writeTimeout, err)
+	if cause.IsTimeout(err) {
+		return fmt.Errorf("%w for %v: %w", cause.ErrFrozen, c.writeTimeout, err)
 	}
 	if c.guard.connected.Load() {
 		return err // paho's reader will meet the alert
 	}
 	_ = c.inner.SetReadDeadline(time.Now().Add(alertGrace))
 	var b [1]byte
-	if _, alert := c.inner.Read(b[:]); alert != nil && isAlert(alert) {
+	if _, alert := c.inner.Read(b[:]); alert != nil && cause.IsAlert(alert) {
 		return alert
 	}
 	return err
@@ -234,9 +236,3 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 
 // SetWriteDeadline does nothing: flush sets its own.
 func (c *conn) SetWriteDeadline(time.Time) error { return nil }
-
-// isTimeout says whether err is a deadline that passed.
-func isTimeout(err error) bool {
-	var timeout net.Error
-	return errors.As(err, &timeout) && timeout.Timeout()
-}

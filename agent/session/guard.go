@@ -2,10 +2,11 @@ package session
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
+
+	"ferrule/agent/session/cause"
 )
 
 // The packets that a broker may send (MQTT 3.1.1, 2.2.1).
@@ -17,12 +18,6 @@ const (
 	packetSuback   = 9
 	packetPingresp = 13
 )
-
-// errTooLarge: the broker sent a packet above max_inbound.
-var errTooLarge = errors.New("packet above max_inbound")
-
-// errProtocol: what came from the broker is not MQTT 3.1.1 as we speak it.
-var errProtocol = errors.New("protocol violation")
 
 // guard passes a stream of packets on, and refuses one that is too large or malformed before
 // its length has left guard. paho allocates what the length announces, up to 256 MiB, and
@@ -79,7 +74,7 @@ func (g *guard) next() error {
 			return err
 		}
 		if g.n == len(g.head)-1 && b&0x80 != 0 {
-			return fmt.Errorf("%w: malformed length", errProtocol)
+			return fmt.Errorf("%w: malformed length", cause.ErrProtocol)
 		}
 		g.head[g.n] = b
 		g.n++
@@ -98,7 +93,7 @@ func (g *guard) next() error {
 // judge says whether a packet of this type, with these flags and of length body may pass.
 func (g *guard) judge(kind, flags byte) error {
 	if g.connected.Load() == (kind == packetConnack) {
-		return fmt.Errorf("%w: packet type %d is out of place", errProtocol, kind)
+		return fmt.Errorf("%w: packet type %d is out of place", cause.ErrProtocol, kind)
 	}
 	if kind == packetConnack {
 		g.connected.Store(true)
@@ -113,17 +108,17 @@ func (g *guard) judge(kind, flags byte) error {
 		length = 0
 	case packetPublish:
 		if flags>>1&3 == 3 {
-			return fmt.Errorf("%w: PUBLISH with QoS 3", errProtocol)
+			return fmt.Errorf("%w: PUBLISH with QoS 3", cause.ErrProtocol)
 		}
 		if g.body > g.max {
-			return fmt.Errorf("%w: PUBLISH of %d bytes, the limit is %d", errTooLarge, g.body, g.max)
+			return fmt.Errorf("%w: PUBLISH of %d bytes, the limit is %d", cause.ErrTooLarge, g.body, g.max)
 		}
 		return nil
 	default:
-		return fmt.Errorf("%w: packet type %d from a broker", errProtocol, kind)
+		return fmt.Errorf("%w: packet type %d from a broker", cause.ErrProtocol, kind)
 	}
 	if g.body != length {
-		return fmt.Errorf("%w: packet type %d with %d bytes", errProtocol, kind, g.body)
+		return fmt.Errorf("%w: packet type %d with %d bytes", cause.ErrProtocol, kind, g.body)
 	}
 	return nil
 }

@@ -14,6 +14,10 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"ferrule/internal/quantity"
+
+	"ferrule/agent/session/cause"
+
+	"ferrule/agent/session/dial"
 )
 
 func newTestGuard(r io.Reader) *guard { return newGuard(r, 1000, func(byte) {}) }
@@ -40,7 +44,7 @@ func TestGuardPassesWhatMayPass(t *testing.T) {
 }
 
 func TestGuardRefusesByTheLengthAlone(t *testing.T) {
-	for length, want := range map[int]error{1000: nil, 1001: errTooLarge} {
+	for length, want := range map[int]error{1000: nil, 1001: cause.ErrTooLarge} {
 		head := []byte{packetConnack << 4, 2, 0, 0, packetPublish << 4, byte(length&0x7f | 0x80), byte(length >> 7)}
 		got, err := io.ReadAll(newTestGuard(bytes.NewReader(head)))
 		if !errors.Is(err, want) {
@@ -143,7 +147,7 @@ func TestAnnouncedMessagesShareAWrite(t *testing.T) {
 func TestRefusalBehindAFailedWrite(t *testing.T) {
 	alert := &net.OpError{Op: "remote error", Err: errors.New("tls: expired certificate")}
 	c := newConn(&refusing{alert: alert}, 1000, time.Second)
-	if _, err := c.Write([]byte{1 << 4, 0}); Classify(StageConnack, err).Cause != CauseCertificateExpired {
+	if _, err := c.Write([]byte{1 << 4, 0}); cause.Classify(cause.StageConnack, err).Cause != cause.CertificateExpired {
 		t.Errorf("%v", err)
 	}
 }
@@ -185,12 +189,12 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%v, want %s", err, text)
 		}
 	}
-	if _, err := readRoots("/no/such/file"); err == nil {
+	if _, err := dial.ReadRoots("/no/such/file"); err == nil {
 		t.Error("roots that are not there")
 	}
 	w := newWorld(t)
 	w.write("empty.pem", []byte("nothing"))
-	if _, err := readRoots(w.dir + "/empty.pem"); err == nil {
+	if _, err := dial.ReadRoots(w.dir + "/empty.pem"); err == nil {
 		t.Error("roots that hold nothing")
 	}
 }

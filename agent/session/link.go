@@ -13,13 +13,17 @@ import (
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 	"github.com/eclipse/paho.mqtt.golang/packets"
+
+	"ferrule/agent/session/cause"
+
+	"ferrule/agent/session/dial"
 )
 
 // link is one MQTT connection: a paho client that is used once, and what is in flight on it.
 // It ends when lost is closed; nothing of paho runs any more then.
 type link struct {
 	session *Session
-	secured *secured
+	secured *dial.Conn
 	conn    *conn
 	client  mqtt.Client
 	window  *window
@@ -36,12 +40,12 @@ type link struct {
 }
 
 // open sends CONNECT on a proved or fresh connection and waits for CONNACK. The connection is
-// the link's, whatever happens. The error is a *stageError.
-func (s *Session) open(ctx context.Context, sec *secured) (*link, error) {
-	s.begin(StageConnack)
+// the link's, whatever happens. The error is a *cause.StageError.
+func (s *Session) open(ctx context.Context, sec *dial.Conn) (*link, error) {
+	s.begin(cause.StageConnack)
 	l := &link{
 		session: s, secured: sec, window: newWindow(s.config.Window),
-		conn:   newConn(sec.tls, s.config.MaxInbound.Bytes(), s.config.WriteTimeout.Std()),
+		conn:   newConn(sec.TLS, s.config.MaxInbound.Bytes(), s.config.WriteTimeout.Std()),
 		flight: make(chan *chunk, s.config.Window),
 		lost:   make(chan struct{}),
 		pacer:  pacer{rate: s.config.Rate, last: time.Now()},
@@ -52,14 +56,17 @@ func (s *Session) open(ctx context.Context, sec *secured) (*link, error) {
 	<-token.Done() // the deadline that paho sets for CONNACK bounds it
 	stop()
 	if err := token.Error(); err != nil {
-		_ = sec.tls.Close()
+		_ = sec.TLS.Close()
+		if refused, ok := token.(*mqtt.ConnectToken); ok && refused.ReturnCode() != 0 && refused.ReturnCode() < packets.ErrNetworkError {
+			err = cause.Refusal(refused.ReturnCode())
+		}
 		if failure := l.conn.failed(); failure != nil {
 			err = failure
 		}
-		if isTimeout(err) {
-			err = fmt.Errorf("%w within %v: %w", errStalled, s.timeouts.connack, err)
+		if cause.IsTimeout(err) {
+			err = fmt.Errorf("%w within %v: %w", cause.ErrStalled, s.timeouts.connack, err)
 		}
-		return nil, &stageError{StageConnack, err}
+		return nil, &cause.StageError{Stage: cause.StageConnack, Err: err}
 	}
 	l.since = time.Now()
 	return l, nil
@@ -84,7 +91,7 @@ func (l *link) options() *mqtt.ClientOptions {
 		SetDefaultPublishHandler(l.receive). // before Connect: a queued command comes before SUBACK
 		SetConnectionLostHandler(func(_ mqtt.Client, err error) { l.ended(err) }).
 		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return l.conn, nil })
-	o.AddBroker("tcp://" + l.secured.broker.address()) // never dialled: the function above is asked
+	o.AddBroker("tcp://" + l.secured.Broker.Address()) // never dialled: the function above is asked
 	if s.topics.status != "" {
 		o.SetBinaryWill(s.topics.status, s.offline, 1, true)
 	}
@@ -142,7 +149,7 @@ func (l *link) hand(try func() mqtt.Token) mqtt.Token {
 			continue
 		}
 		if busy {
-			err = fmt.Errorf("%w for %v: handing over a packet", errFrozen, l.conn.writeTimeout)
+			err = fmt.Errorf("%w for %v: handing over a packet", cause.ErrFrozen, l.conn.writeTimeout)
 		}
 		if err != nil {
 			l.conn.fail(err)
@@ -214,13 +221,13 @@ func (l *link) watch() {
 		case n == 0 || quiet < limit/2:
 			asked = false
 		case quiet >= limit:
-			l.conn.fail(fmt.Errorf("%w for %v", errFrozen, limit))
+			l.conn.fail(fmt.Errorf("%w for %v", cause.ErrFrozen, limit))
 		case !asked:
 			asked = true
 			l.conn.ping(limit - quiet)
 		}
 		if n > 0 && l.conn.sinceAck(since) >= ackPatience*limit {
-			l.conn.fail(fmt.Errorf("%w for %v", errNoAck, ackPatience*limit))
+			l.conn.fail(fmt.Errorf("%w for %v", cause.ErrNoAck, ackPatience*limit))
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"ferrule/agent/agenttest"
+
+	"ferrule/agent/session/cause"
 )
 
 // renew puts another certificate for the same key in place, and stages it.
@@ -72,12 +74,12 @@ func TestRefusedRotationLeavesTheLink(t *testing.T) {
 		b, got := w.broker(func(c *agenttest.BrokerConfig) { c.TLS.MaxVersion = version })
 		s := w.session(b.Address())
 		w.run(s)
-		until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+		until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 		// The broker judges it by a clock that is a day behind.
 		w.renew(w.ca, agenttest.Leaf{NotBefore: time.Now().Add(24 * time.Hour)})
 		s.Rotate()
-		f := failure(t, s, CauseCertificateExpired) // crypto/tls says so of both ends of the validity
-		if f.Stage != StageRotate {
+		f := failure(t, s, cause.CertificateExpired) // crypto/tls says so of both ends of the validity
+		if f.Stage != cause.StageRotate {
 			t.Errorf("failure: %+v", f)
 		}
 		w.fill(100, 50)
@@ -102,13 +104,13 @@ func TestRotationWhileDown(t *testing.T) {
 	address := freeAddress(t)
 	s := w.session(address)
 	w.run(s)
-	failure(t, s, CauseRefused)
+	failure(t, s, cause.Refused)
 	fresh := w.renew(other, agenttest.Leaf{})
 	s.Rotate()
 	w.broker(func(c *agenttest.BrokerConfig) { c.Address, c.TLS.ClientCAs = address, other.Pool() })
 	until(t, "the session with the new certificate", func() bool {
 		st := s.Status() // the rotation counts before the session is up with it
-		return st.Rotations == 1 && st.Stage == StageUp
+		return st.Rotations == 1 && st.Stage == cause.StageUp
 	})
 	if st := s.Status(); st.Leaf != fresh.Fingerprint() {
 		t.Errorf("status: %+v", st)

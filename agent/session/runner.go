@@ -8,12 +8,16 @@ import (
 	"time"
 
 	"ferrule/agent/identity"
+
+	"ferrule/agent/session/cause"
+
+	"ferrule/agent/session/dial"
 )
 
 // runner is what one Run keeps from one link to the next.
 type runner struct {
 	*Session
-	next         *secured        // proved, and waiting to take over
+	next         *dial.Conn      // proved, and waiting to take over
 	settled      <-chan struct{} // what follows a CONNACK is done; nil: long ago
 	stopCommands func()
 	cancel       func()          // ends the command that is being executed
@@ -42,7 +46,7 @@ func (r *runner) beginGrace() context.Context {
 
 // end waits for everything that Run started. A command that is being executed has the grace.
 func (r *runner) end() {
-	defer r.begin(StageStopped)
+	defer r.begin(cause.StageStopped)
 	r.stopCommands()
 	select {
 	case <-r.idle:
@@ -51,7 +55,7 @@ func (r *runner) end() {
 	r.cancel()
 	<-r.idle
 	if r.next != nil {
-		_ = r.next.tls.Close()
+		_ = r.next.TLS.Close()
 	}
 	r.stale.Wait()
 	if r.endGrace != nil {
@@ -72,9 +76,9 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 	credential, staged := s.choose()
 	var err error
 	if sec == nil {
-		sec, err = s.dial(ctx, s.brokers[s.turn%len(s.brokers)], credential, s.begin)
+		sec, err = s.dialer.Dial(ctx, s.brokers[s.turn%len(s.brokers)], credential, s.begin)
 	} else {
-		credential, staged = sec.credential, true
+		credential, staged = sec.Credential, true
 	}
 	var l *link
 	if err == nil {
@@ -98,13 +102,13 @@ func (s *Session) afterwards(l *link, staged bool) <-chan struct{} {
 	done := make(chan struct{})
 	s.stale.Go(func() {
 		defer close(done)
-		if credential := l.secured.credential; staged {
+		if credential := l.secured.Credential; staged {
 			s.identity.Promote(credential)
 			s.count(func(st *Status) { st.Rotations++ })
 			s.log.LogAttrs(context.Background(), slog.LevelInfo, "certificate took over", slog.String("leaf", credential.Fingerprint()))
 		}
-		if s.trust.verified != nil {
-			s.trust.verified(l.secured.tls.ConnectionState().VerifiedChains)
+		if s.verified != nil {
+			s.verified(l.secured.TLS.ConnectionState().VerifiedChains)
 		}
 	})
 	return done
@@ -135,12 +139,12 @@ func (s *Session) choose() (c *identity.Credential, staged bool) {
 // notConnected notes why an attempt failed. A staged certificate and the one in use are shown
 // by turns then.
 func (s *Session) notConnected(err error, credential *identity.Credential, staged bool) {
-	stage := StageConnack
-	if e, ok := errors.AsType[*stageError](err); ok {
-		stage = e.stage
+	stage := cause.StageConnack
+	if e, ok := errors.AsType[*cause.StageError](err); ok {
+		stage = e.Stage
 	}
-	failure := Classify(stage, err)
-	if stage == StageTLS || stage == StageConnack {
+	failure := cause.Classify(stage, err)
+	if stage == cause.StageTLS || stage == cause.StageConnack {
 		s.refused = "" // by turns: the one in use may be the one that no longer does
 		if staged {
 			s.refused = credential.Fingerprint()
@@ -153,18 +157,18 @@ func (s *Session) notConnected(err error, credential *identity.Credential, stage
 
 // tellRefused says that the broker refuses a certificate of ours. TLS 1.2 has only "handshake
 // failure" for many things: it counts where our clock explains it.
-func (s *Session) tellRefused(c *identity.Credential, f Failure) {
+func (s *Session) tellRefused(c *identity.Credential, f cause.Failure) {
 	switch f.Cause {
-	case CauseCertificateExpired, CauseCertificateRevoked, CauseCertificateUnknownCA, CauseCertificateRefused, CauseCertificateNotAcceptable:
-	case CauseHandshake:
-		if !s.trust.now().After(c.Leaf().NotAfter) {
+	case cause.CertificateExpired, cause.CertificateRevoked, cause.CertificateUnknownCA, cause.CertificateRefused, cause.CertificateNotAcceptable:
+	case cause.Handshake:
+		if !s.now().After(c.Leaf().NotAfter) {
 			return
 		}
 	default:
 		return
 	}
-	if s.trust.refused != nil {
-		s.trust.refused(c.Fingerprint(), f)
+	if s.refusal != nil {
+		s.refusal(c.Fingerprint(), f)
 	}
 }
 
@@ -179,7 +183,7 @@ func (r *runner) serve(ctx context.Context, l *link) {
 		w.cancel()
 		if proofs != nil {
 			if p := <-proofs; p.err == nil {
-				_ = p.secured.tls.Close()
+				_ = p.secured.TLS.Close()
 			}
 		}
 	}()
@@ -197,10 +201,12 @@ func (r *runner) serve(ctx context.Context, l *link) {
 		case <-r.settled:
 			r.settled = nil
 		case <-s.rechecks:
-			s.recheck(l)
+			if err := s.dialer.Recheck(l.secured); err != nil {
+				l.conn.fail(err)
+			}
 		case <-rotations:
 			s.refused = ""
-			proofs = s.prove(w.ctx, l.secured.broker)
+			proofs = s.prove(w.ctx, l.secured.Broker)
 		case p := <-proofs:
 			proofs = nil
 			if r.handover(l, w, p) {
@@ -254,10 +260,10 @@ func (s *Session) stopped(l *link, w *workers) {
 	w.cancel()
 	<-l.lost
 	<-w.reaped
-	stage := StageUp
+	stage := cause.StageUp
 	s.count(func(st *Status) {
-		if s.link = nil; st.Stage == StageSuback {
-			stage = StageSuback
+		if s.link = nil; st.Stage == cause.StageSuback {
+			stage = cause.StageSuback
 		}
 		st.Resent += uint64(l.owed.messages)
 		st.Subscribed = false
@@ -265,12 +271,12 @@ func (s *Session) stopped(l *link, w *workers) {
 	if errors.Is(l.err, errDisconnected) {
 		return
 	}
-	s.note(Classify(stage, l.err))
-	if isClosed(l.err) && s.suspect.lost(l.owed) {
+	s.note(cause.Classify(stage, l.err))
+	if cause.IsClosed(l.err) && s.suspect.lost(l.owed) {
 		s.outbox.SetAside(l.owed.first, "it ended three connections")
 		s.suspect.acked(l.owed.first)
 		s.count(func(st *Status) { st.SetAside++ })
-		s.note(Classify(stage, errEntry))
+		s.note(cause.Classify(stage, cause.ErrEntry))
 	}
 }
 
@@ -279,7 +285,7 @@ func (s *Session) stopped(l *link, w *workers) {
 // speaks for us.
 func (r *runner) finish(l *link, w *workers) {
 	s := r.Session
-	s.begin(StageStopping)
+	s.begin(cause.StageStopping)
 	grace := r.beginGrace()
 	r.stopCommands()
 	w.stopFeed()
@@ -319,24 +325,24 @@ func wait(ctx context.Context, l *link, done <-chan struct{}) bool {
 // proof is the outcome of showing a staged certificate on a second connection.
 type proof struct {
 	credential *identity.Credential
-	secured    *secured
+	secured    *dial.Conn
 	err        error
 }
 
 // prove shows the staged certificate to the broker on a second connection, up to the first
 // read, while the first connection lives. CONNECT is not sent, since the same client id would
 // throw out the first.
-func (s *Session) prove(ctx context.Context, b broker) chan proof {
+func (s *Session) prove(ctx context.Context, b dial.Broker) chan proof {
 	staged := s.identity.Staged()
 	if staged == nil {
 		return nil
 	}
 	proofs := make(chan proof, 1)
 	go func() { // ends within the timeouts of dial and prove; serve takes what it says
-		sec, err := s.dial(ctx, b, staged, func(Stage) {})
+		sec, err := s.dialer.Dial(ctx, b, staged, func(cause.Stage) {})
 		if err == nil {
-			if err = sec.prove(ctx); err != nil {
-				_ = sec.tls.Close()
+			if err = sec.Prove(ctx); err != nil {
+				_ = sec.TLS.Close()
 			}
 		}
 		proofs <- proof{staged, sec, err}
@@ -349,7 +355,7 @@ func (r *runner) handover(l *link, w *workers, p proof) bool {
 	s := r.Session
 	if p.err != nil {
 		if !l.over() {
-			failure := Classify(StageRotate, p.err)
+			failure := cause.Classify(cause.StageRotate, p.err)
 			failure.Text = "the new certificate was not accepted, the old one stays: " + failure.Text
 			s.tellRefused(p.credential, failure)
 			s.note(failure)
@@ -369,13 +375,13 @@ func (r *runner) handover(l *link, w *workers, p proof) bool {
 
 // connected notes a CONNACK.
 func (s *Session) connected(l *link) {
-	state := l.secured.tls.ConnectionState()
+	state := l.secured.TLS.ConnectionState()
 	s.mu.Lock()
 	s.link = l
 	s.status.connected(l, state)
 	s.mu.Unlock()
-	s.begin(StageSuback)
+	s.begin(cause.StageSuback)
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "session up",
-		slog.String("broker", l.secured.broker.text), slog.String("address", s.Status().Address),
-		slog.Bool("resumed", state.DidResume), slog.Duration("handshake", l.secured.took.Round(time.Millisecond)))
+		slog.String("broker", l.secured.Broker.String()), slog.String("address", s.Status().Address),
+		slog.Bool("resumed", state.DidResume), slog.Duration("handshake", l.secured.Took.Round(time.Millisecond)))
 }

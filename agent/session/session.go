@@ -18,6 +18,10 @@ import (
 	"ferrule/agent/encode"
 	"ferrule/agent/identity"
 	"ferrule/agent/outbox"
+
+	"ferrule/agent/session/cause"
+
+	"ferrule/agent/session/dial"
 )
 
 // Options is what a session is made of.
@@ -48,7 +52,7 @@ type Options struct {
 	// Refused is told when the broker refuses a certificate of ours, by its fingerprint: one in
 	// use, or one that was to be proved. It must not wait. Up to TLS 1.2 a refusal is not
 	// authenticated, so it is a reason to try the way back, and never one to drop anything.
-	Refused func(fingerprint string, f Failure)
+	Refused func(fingerprint string, f cause.Failure)
 	// Now is the time that our certificate is judged by; nil: time.Now.
 	Now func() time.Time
 	// ShutdownGrace bounds what Run does after its context ended.
@@ -70,6 +74,7 @@ type Command struct {
 type Session struct {
 	config   Config
 	timeouts timeouts
+	dialer   *dial.Dialer
 	identity *identity.Identity
 	outbox   *outbox.Outbox
 	join     func(dst []byte, payloads [][]byte) []byte
@@ -79,8 +84,10 @@ type Session struct {
 	log      *slog.Logger
 	random   func() float64 // for the back-off
 
-	trust    peers
-	brokers  []broker
+	verified func([][]*x509.Certificate)
+	refusal  func(fingerprint string, f cause.Failure)
+	now      func() time.Time
+	brokers  []dial.Broker
 	device   string
 	clientID string
 	filter   string // of commands
@@ -100,8 +107,8 @@ type Session struct {
 	status Status
 	link   *link // that is up
 	logged struct {
-		stage Stage
-		cause Cause
+		stage cause.Stage
+		cause cause.Cause
 		times int
 	}
 }
@@ -115,20 +122,29 @@ func New(o Options) (*Session, error) {
 		return nil, errors.New("a session needs an identity, an outbox and a logger")
 	}
 	s := &Session{
-		config: o.Config, timeouts: stageTimeouts, identity: o.Identity, outbox: o.Outbox,
+		config: o.Config, timeouts: stageTimeouts, verified: o.Verified, refusal: o.Refused, now: o.Now, identity: o.Identity, outbox: o.Outbox,
 		join: o.Join, handle: o.Handle, online: o.Online, grace: o.ShutdownGrace, log: o.Log, random: jitter,
 		device:        o.Identity.Device(),
 		rotations:     make(chan struct{}, 1),
 		announcements: make(chan struct{}, 1),
 		rechecks:      make(chan struct{}, 1),
 		inbox:         inbox{queue: make(chan delivery, inboxCommands)},
-		status:        Status{Stage: StageStopped},
+		status:        Status{Stage: cause.StageStopped},
 	}
-	if err := s.trust.set(o); err != nil {
-		return nil, err
+	if s.now == nil {
+		s.now = time.Now
 	}
+	roots := o.Roots
+	if roots == nil {
+		pool, err := dial.ReadRoots(o.Config.Roots)
+		if err != nil {
+			return nil, err
+		}
+		roots = func() *x509.CertPool { return pool }
+	}
+	s.dialer = dial.New(dial.Options{Timeouts: dial.DefaultTimeouts(), Trust: dial.Trust{Roots: roots, Verify: o.Verify, Identity: o.Identity}})
 	for _, text := range o.Brokers {
-		b, err := parseBroker(text)
+		b, err := dial.ParseBroker(text)
 		if err != nil {
 			return nil, fmt.Errorf("session.brokers: %q: %w", text, err)
 		}
@@ -171,6 +187,14 @@ func ask(c chan struct{}) {
 	}
 }
 
+// timeouts of the stages after those of dialling.
+type timeouts struct {
+	connack, suback time.Duration
+}
+
+// stageTimeouts bounds each stage by itself, so that a failure says where it was.
+var stageTimeouts = timeouts{connack: 10 * time.Second, suback: 10 * time.Second}
+
 // Run keeps the session up until ctx ends; then it takes no new entries, waits up to
 // ShutdownGrace for what is in flight, and says good-bye. It returns nil.
 func (s *Session) Run(ctx context.Context) error {
@@ -197,7 +221,7 @@ func (s *Session) pause(ctx context.Context, n int) bool {
 		return false
 	}
 	delay := backoff(max(n-1, 0), s.random())
-	s.begin(StageWaiting)
+	s.begin(cause.StageWaiting)
 	s.count(func(st *Status) { st.NextAttempt = time.Now().Add(delay) })
 	defer s.count(func(st *Status) { st.NextAttempt = time.Time{} })
 	timer := time.NewTimer(delay)

@@ -2,6 +2,8 @@ package session
 
 import (
 	"testing"
+
+	"ferrule/agent/session/cause"
 )
 
 func TestEveryEntryArrivesOnceAndInOrder(t *testing.T) {
@@ -17,14 +19,14 @@ func TestEveryEntryArrivesOnceAndInOrder(t *testing.T) {
 		t.Errorf("%d duplicates without a cut", d)
 	}
 	st := s.Status()
-	if st.Stage != StageUp || st.Connects != 1 || st.Acked < 1050 || st.TLSVersion != "TLS 1.3" || st.LastFailure != nil {
+	if st.Stage != cause.StageUp || st.Connects != 1 || st.Acked < 1050 || st.TLSVersion != "TLS 1.3" || st.LastFailure != nil {
 		t.Errorf("status: %+v", st)
 	}
 	stop()
 	if got := ledger.of("ferrule/device-1/status"); len(got) != 2 || got[0] != `{"online":true}` || got[1] != string(s.offline) {
 		t.Errorf("status messages: %q", got)
 	}
-	if st := s.Status(); st.Stage != StageStopped || st.Published != st.Acked {
+	if st := s.Status(); st.Stage != cause.StageStopped || st.Published != st.Acked {
 		t.Errorf("status after the end: %+v", st)
 	}
 }

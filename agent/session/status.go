@@ -6,33 +6,13 @@ import (
 	"log/slog"
 	"math/bits"
 	"time"
-)
 
-// Stage says how far the session is.
-type Stage string
-
-// The stages of a session. Each of dns to suback has a timeout of its own, and a failure names
-// the stage that it happened in.
-//
-//	stopped ─► dns ─► tcp ─► tls ─► connack ─► suback ─► up ─► stopping ─► stopped
-//	            ▲      any of them, on failure: waiting ─┐
-//	            └────────────────────────────────────────┘
-const (
-	StageStopped  Stage = "stopped"  // Run does not run
-	StageWaiting  Stage = "waiting"  // back-off before the next attempt
-	StageDNS      Stage = "dns"      // looking up the broker's addresses
-	StageTCP      Stage = "tcp"      // connecting to one of them
-	StageTLS      Stage = "tls"      // handshake
-	StageConnack  Stage = "connack"  // CONNECT is sent; TLS 1.3 tells only here that our certificate is refused
-	StageSuback   Stage = "suback"   // readings flow; SUBSCRIBE is not answered yet
-	StageUp       Stage = "up"       // readings flow; Subscribed tells whether commands are heard
-	StageStopping Stage = "stopping" // emptying the window before DISCONNECT
-	StageRotate   Stage = "rotate"   // only in failures: a staged certificate was not accepted
+	"ferrule/agent/session/cause"
 )
 
 // Status is what the session tells of itself.
 type Status struct {
-	Stage Stage `json:"stage"`
+	Stage cause.Stage `json:"stage"`
 	// Broker, address, TLS version and cipher of the connection, or of the last one there was.
 	Broker     string `json:"broker,omitempty"`
 	Address    string `json:"address,omitempty"`
@@ -43,7 +23,7 @@ type Status struct {
 	// Since is when Stage began.
 	Since time.Time `json:"since,omitzero"`
 	// LastFailure stays when the session is up again; its At tells how old it is.
-	LastFailure *Failure `json:"last_failure,omitempty"`
+	LastFailure *cause.Failure `json:"last_failure,omitempty"`
 	// Attempts to connect since the last CONNACK.
 	Attempts int `json:"attempts"`
 	// NextAttempt is when the back-off ends.
@@ -70,11 +50,11 @@ type Status struct {
 
 // connected takes over what a new connection is.
 func (st *Status) connected(l *link, state tls.ConnectionState) {
-	st.Broker = l.secured.broker.text
+	st.Broker = l.secured.Broker.String()
 	st.Address = l.conn.RemoteAddr().String()
 	st.TLSVersion = tls.VersionName(state.Version)
 	st.Cipher = tls.CipherSuiteName(state.CipherSuite)
-	st.Leaf = l.secured.credential.Fingerprint()
+	st.Leaf = l.secured.Credential.Fingerprint()
 	st.Attempts = 0
 	st.Connects++
 	if state.DidResume {
@@ -98,7 +78,7 @@ func (s *Session) Status() Status {
 }
 
 // begin notes that stage begins.
-func (s *Session) begin(stage Stage) {
+func (s *Session) begin(stage cause.Stage) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.status.Stage != stage {
@@ -120,14 +100,14 @@ func (s *Session) answered(l *link, subscribed bool) {
 		return
 	}
 	s.status.Subscribed = subscribed
-	if s.status.Stage == StageSuback {
-		s.status.Stage, s.status.Since = StageUp, time.Now()
+	if s.status.Stage == cause.StageSuback {
+		s.status.Stage, s.status.Since = cause.StageUp, time.Now()
 	}
 }
 
 // note keeps and logs a failure. One that repeats is logged the first, second, fourth, eighth …
 // time, with its count.
-func (s *Session) note(f Failure) {
+func (s *Session) note(f cause.Failure) {
 	f.At = time.Now()
 	s.mu.Lock()
 	s.status.LastFailure = &f

@@ -11,21 +11,26 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"ferrule/internal/quantity"
+
+	"ferrule/agent/session/cause"
+
+	"ferrule/agent/session/dial"
 )
 
 // short makes the stages time out soon.
 func short(s *Session) *Session {
 	d := 300 * time.Millisecond
-	s.timeouts = timeouts{dns: d, tcp: d, tls: d, connack: d, suback: d}
+	s.timeouts = timeouts{connack: d, suback: d}
+	s.dialer.Timeouts = dial.Timeouts{DNS: d, TCP: d, TLS: d}
 	return s
 }
 
 // failure waits for a failure of a cause.
-func failure(t *testing.T, s *Session, cause Cause) Failure {
+func failure(t *testing.T, s *Session, what cause.Cause) cause.Failure {
 	t.Helper()
-	until(t, "a failure "+string(cause), func() bool {
+	until(t, "a failure "+string(what), func() bool {
 		f := s.Status().LastFailure
-		return f != nil && f.Cause == cause
+		return f != nil && f.Cause == what
 	})
 	return *s.Status().LastFailure
 }
@@ -61,7 +66,7 @@ func TestLostConnectionAcknowledgesNothing(t *testing.T) {
 	if d := checkSeqs(t, seqs(t, got.of("readings/")), 200); d != 0 {
 		t.Errorf("%d entries were sent again after their PUBACK", d)
 	}
-	if st := s.Status(); st.Resent == 0 || st.SetAside != 0 || st.LastFailure.Cause != CauseClosed {
+	if st := s.Status(); st.Resent == 0 || st.SetAside != 0 || st.LastFailure.Cause != cause.Closed {
 		t.Errorf("status: %+v", st)
 	}
 }
@@ -91,9 +96,9 @@ func TestBrokerThatNeverAcknowledges(t *testing.T) {
 	s := w.session(r.address, windowOf(16))
 	s.config.WriteTimeout = quantity.Duration(400 * time.Millisecond)
 	w.run(s)
-	f := failure(t, s, CauseNoAck)
+	f := failure(t, s, cause.NoAck)
 	mended.Store(true)
-	if f.Stage != StageUp || f.Side != SideBroker {
+	if f.Stage != cause.StageUp || f.Side != cause.SideBroker {
 		t.Errorf("failure: %+v", f)
 	}
 	if n := first.Load(); n < 15 || n > 16 { // the status may have taken one place
@@ -116,7 +121,7 @@ func TestFrozenLinkUnderLoad(t *testing.T) {
 	f.freeze()
 	frozen := time.Now()
 	w.fill(500, 200)
-	found := failure(t, s, CauseFrozen)
+	found := failure(t, s, cause.Frozen)
 	t.Logf("write_timeout 1s: found after %v", found.At.Sub(frozen))
 	until(t, "the outbox to drain", w.drained)
 	checkSeqs(t, seqs(t, got.of("readings/")), 1000)
@@ -131,9 +136,12 @@ func TestFrozenIdleLink(t *testing.T) {
 	s := w.session(f.address, writeTimeout(time.Second))
 	s.config.Keepalive = quantity.Duration(time.Second)
 	w.run(s)
-	until(t, "an idle session", func() bool { st := s.Status(); return st.Stage == StageUp && st.Published == 1 && st.InFlight == 0 })
+	until(t, "an idle session", func() bool {
+		st := s.Status()
+		return st.Stage == cause.StageUp && st.Published == 1 && st.InFlight == 0
+	})
 	f.freeze()
-	failure(t, s, CauseFrozen)
+	failure(t, s, cause.Frozen)
 	until(t, "the next connection", func() bool { return s.Status().Connects == 2 })
 }
 
@@ -152,7 +160,7 @@ func TestFrozenLinkWithBlockedWrite(t *testing.T) {
 	w.fill(200, 120<<10)
 	s := w.session(r.address, windowOf(200), writeTimeout(time.Second))
 	stop := w.run(s)
-	failure(t, s, CauseFrozen)
+	failure(t, s, cause.Frozen)
 	r.drop()
 	stop()
 }
@@ -174,10 +182,10 @@ func TestHugePublishIsRefusedBeforeItIsAllocated(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	s := w.session(r.address)
 	w.run(s)
-	f := failure(t, s, CauseTooLarge)
+	f := failure(t, s, cause.TooLarge)
 	runtime.ReadMemStats(&after)
 	most.Store(after.TotalAlloc - before.TotalAlloc)
-	if f.Side != SideBroker || most.Load() > 16<<20 {
+	if f.Side != cause.SideBroker || most.Load() > 16<<20 {
 		t.Errorf("%d bytes were allocated; failure: %+v", most.Load(), f)
 	}
 	w.fill(10, 50)
@@ -209,7 +217,7 @@ func TestMalformedPacketsEndTheConnection(t *testing.T) {
 			})
 			s := w.session(r.address, commands(nil))
 			w.run(s)
-			failure(t, s, CauseProtocol)
+			failure(t, s, cause.Protocol)
 			until(t, "the next connection", func() bool { return s.Status().Connects == 2 })
 		})
 	}
@@ -268,13 +276,13 @@ func TestRefusedSubscriptionIsVisibleAndReadingsFlow(t *testing.T) {
 	})
 	s := w.session(r.address, commands(nil))
 	w.run(s)
-	f := failure(t, s, CauseSubscription)
-	if f.Stage != StageSuback || f.Hint == "" {
+	f := failure(t, s, cause.Subscription)
+	if f.Stage != cause.StageSuback || f.Hint == "" {
 		t.Errorf("failure: %+v", f)
 	}
 	w.fill(10, 50)
 	until(t, "the outbox to drain", w.drained)
-	if st := s.Status(); st.Stage != StageUp || st.Subscribed || st.Connects != 1 {
+	if st := s.Status(); st.Stage != cause.StageUp || st.Subscribed || st.Connects != 1 {
 		t.Errorf("status: %+v", st)
 	}
 }
@@ -284,13 +292,13 @@ func TestStalledStages(t *testing.T) {
 	block := make(chan struct{})
 	defer close(block)
 	for _, test := range []struct {
-		stage  Stage
+		stage  cause.Stage
 		script func(p peer)
 		plain  bool
 	}{
-		{StageTLS, func(peer) { <-block }, true},
-		{StageConnack, func(p peer) { p.read(); p.read() }, false},
-		{StageSuback, func(p peer) {
+		{cause.StageTLS, func(peer) { <-block }, true},
+		{cause.StageConnack, func(p peer) { p.read(); p.read() }, false},
+		{cause.StageSuback, func(p peer) {
 			if p.connack() {
 				for p.read() != nil {
 				}
@@ -308,7 +316,7 @@ func TestStalledStages(t *testing.T) {
 			r := startRogue(t, config, script)
 			s := short(w.session(r.address, commands(nil)))
 			w.run(s)
-			f := failure(t, s, CauseStalled)
+			f := failure(t, s, cause.Stalled)
 			if f.Stage != test.stage || !strings.Contains(f.Text, "300ms") {
 				t.Errorf("failure: %+v", f)
 			}

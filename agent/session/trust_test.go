@@ -26,6 +26,8 @@ import (
 	"ferrule/agent/identity"
 	"ferrule/agent/trust"
 	"ferrule/internal/disk"
+
+	"ferrule/agent/session/cause"
 )
 
 // shown is a broker's certificate that can be changed while the broker runs, as brokers reload
@@ -64,11 +66,11 @@ func reconnect(t *testing.T, b *agenttest.Broker, s *Session) agenttest.Connecti
 	t.Helper()
 	before := s.Status().Connects
 	b.Cut()
-	until(t, "the loss of the link", func() bool { return s.Status().Stage != StageUp })
+	until(t, "the loss of the link", func() bool { return s.Status().Stage != cause.StageUp })
 	if err := b.Mend(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the next connection", func() bool { st := s.Status(); return st.Connects > before && st.Stage == StageUp })
+	until(t, "the next connection", func() bool { st := s.Status(); return st.Connects > before && st.Stage == cause.StageUp })
 	all := b.Connections()
 	return all[len(all)-1]
 }
@@ -88,7 +90,7 @@ func TestRootsMoveEndToEnd(t *testing.T) {
 		s = w.session(b.Address(), func(o *Options) { o.Roots, o.Verified = roots.Pool, roots.Verified })
 		w.run(s)
 		w.fill(100, 50)
-		until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+		until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 		if err := roots.Stage(fresh.RootPEM()); err != nil {
 			t.Fatal(err)
 		}
@@ -119,9 +121,9 @@ func TestRootsMoveEndToEnd(t *testing.T) {
 		// The old authority counts for nothing any more.
 		certificate.Store(&w.server.TLS)
 		b.Cut()
-		until(t, "the loss of the link", func() bool { return s.Status().Stage != StageUp })
+		until(t, "the loss of the link", func() bool { return s.Status().Stage != cause.StageUp })
 		_ = b.Mend()
-		failure(t, s, CauseBrokerUnknownCA)
+		failure(t, s, cause.BrokerUnknownCA)
 	})
 }
 
@@ -133,11 +135,11 @@ func TestRecheckEndsALinkOfFormerRoots(t *testing.T) {
 	pool.Store(w.ca.Pool())
 	s := w.session(b.Address(), func(o *Options) { o.Roots = pool.Load })
 	w.run(s)
-	until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+	until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 	s.Recheck()
 	pool.Store(must[*agenttest.CA](t)(agenttest.NewCA("other")).Pool())
 	s.Recheck()
-	failure(t, s, CauseBrokerUnknownCA)
+	failure(t, s, cause.BrokerUnknownCA)
 	if n := len(b.Connections()); n != 1 {
 		t.Errorf("%d connections", n)
 	}
@@ -207,7 +209,7 @@ func TestStaples(t *testing.T) {
 		v := must[*trust.Revocation](t)(trust.NewRevocation(c, w.trust(clock), nil))
 		s := w.session(localhost(b.Address()), func(o *Options) { o.Verify = v.Check })
 		w.run(s)
-		until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+		until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 		if c := reconnect(t, b, s); !c.Resumed {
 			t.Error("not resumed")
 		}
@@ -224,13 +226,13 @@ func TestStaples(t *testing.T) {
 		certificate.Store(&revoked)
 		clock.ahead.Store(int64(72 * time.Hour)) // the session's proof runs out again
 		b.Cut()
-		until(t, "the loss of the link", func() bool { return s.Status().Stage != StageUp })
+		until(t, "the loss of the link", func() bool { return s.Status().Stage != cause.StageUp })
 		_ = b.Mend()
-		if f := failure(t, s, CauseBrokerRevoked); f.Stage != StageTLS || f.Side != SideBroker || f.Hint == "" {
+		if f := failure(t, s, cause.BrokerRevoked); f.Stage != cause.StageTLS || f.Side != cause.SideBroker || f.Hint == "" {
 			t.Errorf("%+v", f)
 		}
 		certificate.Store(&a.server)
-		if f := failure(t, s, CauseBrokerRevocationUnknown); f.Stage != StageTLS || f.Hint == "" {
+		if f := failure(t, s, cause.BrokerRevocationUnknown); f.Stage != cause.StageTLS || f.Hint == "" {
 			t.Errorf("%+v", f)
 		}
 	})
@@ -241,7 +243,7 @@ func TestCauseBrokerRevoked(t *testing.T) {
 	each(t, func(t *testing.T, version uint16) {
 		w, a := newWorld(t), newAuthority(t)
 		w.withAuthority(a)
-		for status, cause := range map[int]Cause{ocsp.Revoked: CauseBrokerRevoked, ocsp.Unknown: CauseBrokerRevocationUnknown} {
+		for status, what := range map[int]cause.Cause{ocsp.Revoked: cause.BrokerRevoked, ocsp.Unknown: cause.BrokerRevocationUnknown} {
 			config := w.server.ServerTLS(w.ca)
 			config.Certificates, config.MaxVersion = []tls.Certificate{a.stapled(status, time.Now())}, version
 			address, received := listen(t, config)
@@ -249,7 +251,7 @@ func TestCauseBrokerRevoked(t *testing.T) {
 			c.Policy = trust.PolicyHard
 			v := must[*trust.Revocation](t)(trust.NewRevocation(c, w.trust(&wallClock{}), nil))
 			s := w.session(localhost(address), func(o *Options) { o.Verify = v.Check })
-			expect(t, attempt(t, s), StageTLS, cause, SideBroker, `certificate "CN=broker"`)
+			expect(t, attempt(t, s), cause.StageTLS, what, cause.SideBroker, `certificate "CN=broker"`)
 			if received.Load() != 0 {
 				t.Error("a byte of CONNECT left")
 			}
@@ -286,7 +288,7 @@ func TestRevokedWhileConnected(t *testing.T) {
 		o.Verify = func(state tls.ConnectionState) error { return judge.Load().Check(state) }
 	})
 	w.run(s)
-	until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+	until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 	<-rechecked // the first list is believed
 	stop()
 	set(2, true)
@@ -297,7 +299,7 @@ func TestRevokedWhileConnected(t *testing.T) {
 	defer stop()
 	judge.Store(v)
 	s.Recheck() // shows the issuer, and what comes is believed
-	failure(t, s, CauseBrokerRevoked)
+	failure(t, s, cause.BrokerRevoked)
 	if n := len(b.Connections()); n != 1 {
 		t.Errorf("%d connections", n)
 	}
@@ -306,19 +308,19 @@ func TestRevokedWhileConnected(t *testing.T) {
 // refusals collects what a session says of its certificates.
 type refusals struct {
 	mu  sync.Mutex
-	all map[string][]Cause
+	all map[string][]cause.Cause
 }
 
-func (r *refusals) hook(fingerprint string, f Failure) {
+func (r *refusals) hook(fingerprint string, f cause.Failure) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.all == nil {
-		r.all = make(map[string][]Cause)
+		r.all = make(map[string][]cause.Cause)
 	}
 	r.all[fingerprint] = append(r.all[fingerprint], f.Cause)
 }
 
-func (r *refusals) of(fingerprint string) []Cause {
+func (r *refusals) of(fingerprint string) []cause.Cause {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.all[fingerprint]
@@ -333,7 +335,7 @@ func TestRefusedIsTold(t *testing.T) {
 		r := &refusals{}
 		w.run(w.session(b.Address(), func(o *Options) { o.Refused = r.hook }))
 		until(t, "the refusal", func() bool { return len(r.of(w.identity.Current().Fingerprint())) > 1 })
-		if got := r.of(w.identity.Current().Fingerprint()); got[0] != CauseCertificateExpired {
+		if got := r.of(w.identity.Current().Fingerprint()); got[0] != cause.CertificateExpired {
 			t.Error(got)
 		}
 	})
@@ -346,11 +348,11 @@ func TestRefusedProofIsTold(t *testing.T) {
 		r := &refusals{}
 		s := w.session(b.Address(), func(o *Options) { o.Refused = r.hook })
 		w.run(s)
-		until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+		until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 		fresh := w.renew(must[*agenttest.CA](t)(agenttest.NewCA("other")), agenttest.Leaf{})
 		s.Rotate()
 		until(t, "the refusal", func() bool { return len(r.of(fresh.Fingerprint())) == 1 })
-		if got := r.of(fresh.Fingerprint()); got[0] != CauseCertificateNotAcceptable {
+		if got := r.of(fresh.Fingerprint()); got[0] != cause.CertificateNotAcceptable {
 			t.Error(got)
 		}
 		if got := r.of(w.identity.Current().Fingerprint()); got != nil {
@@ -367,18 +369,18 @@ func TestRefusedIsNotToldOfOtherThings(t *testing.T) {
 	var now time.Time
 	r := &refusals{}
 	s := w.session("127.0.0.1:1", func(o *Options) { o.Refused, o.Now = r.hook, func() time.Time { return now } })
-	for _, cause := range []Cause{CauseBrokerUnknownCA, CauseNotAuthorized, CauseStalled, CauseClosed, CauseTLS, CauseKey, CauseCertificateRequired} {
-		s.tellRefused(c, Failure{Cause: cause})
+	for _, what := range []cause.Cause{cause.BrokerUnknownCA, cause.NotAuthorized, cause.Stalled, cause.Closed, cause.TLS, cause.Key, cause.CertificateRequired} {
+		s.tellRefused(c, cause.Failure{Cause: what})
 	}
 	now = c.Leaf().NotAfter.Add(-time.Second)
-	s.tellRefused(c, Failure{Cause: CauseHandshake})
+	s.tellRefused(c, cause.Failure{Cause: cause.Handshake})
 	if got := r.of(c.Fingerprint()); got != nil {
 		t.Error(got)
 	}
 	now = c.Leaf().NotAfter.Add(time.Second)
-	s.tellRefused(c, Failure{Cause: CauseHandshake})
-	for _, cause := range []Cause{CauseCertificateExpired, CauseCertificateRevoked, CauseCertificateUnknownCA, CauseCertificateRefused, CauseCertificateNotAcceptable} {
-		s.tellRefused(c, Failure{Cause: cause})
+	s.tellRefused(c, cause.Failure{Cause: cause.Handshake})
+	for _, what := range []cause.Cause{cause.CertificateExpired, cause.CertificateRevoked, cause.CertificateUnknownCA, cause.CertificateRefused, cause.CertificateNotAcceptable} {
+		s.tellRefused(c, cause.Failure{Cause: what})
 	}
 	if got := r.of(c.Fingerprint()); len(got) != 6 {
 		t.Error(got)
@@ -420,11 +422,11 @@ func TestPromoteHoldsNothingUp(t *testing.T) {
 	b, _ := w.broker()
 	s := w.session(b.Address())
 	w.run(s)
-	until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+	until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 	fresh := w.renewKey()
 	fs.mu.Lock()
 	s.Rotate()
-	until(t, "the new certificate", func() bool { st := s.Status(); return st.Leaf == fresh.Fingerprint() && st.Stage == StageUp })
+	until(t, "the new certificate", func() bool { st := s.Status(); return st.Leaf == fresh.Fingerprint() && st.Stage == cause.StageUp })
 	w.fill(100, 50)
 	until(t, "the outbox to drain", w.drained)
 	if n := s.Status().Rotations; n != 0 {
@@ -475,7 +477,7 @@ func TestRenewalUnderLoad(t *testing.T) {
 					more = total
 					connects := s.Status().Connects
 					b.Cut()
-					load("the loss", func() bool { return s.Status().Stage != StageUp })
+					load("the loss", func() bool { return s.Status().Stage != cause.StageUp })
 					_ = b.Mend()
 					load("the next connection", func() bool { return s.Status().Connects > connects })
 				}

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"ferrule/agent/session/cause"
 )
 
 func TestPacerSpacesMessages(t *testing.T) {
@@ -73,7 +75,7 @@ func TestFirstAttemptIsMadeAtOnce(t *testing.T) {
 	s := w.session(b.Address())
 	s.random = func() float64 { return 1 } // any pause is a long one
 	w.run(s)
-	until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+	until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 }
 
 func TestSecondBrokerIsTriedAfterTheFirst(t *testing.T) {
@@ -81,5 +83,5 @@ func TestSecondBrokerIsTriedAfterTheFirst(t *testing.T) {
 	b, _ := w.broker()
 	s := w.session(freeAddress(t), func(o *Options) { o.Brokers = append(o.Brokers, "mqtts://"+b.Address()) })
 	w.run(s)
-	until(t, "the session", func() bool { return s.Status().Stage == StageUp })
+	until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
 }

@@ -17,6 +17,7 @@ import (
 	"ferrule/agent/identity"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
+	"ferrule/agent/session/cause"
 	"ferrule/internal/disk"
 )
 
@@ -84,7 +85,7 @@ func (c *carrier) run(ctx context.Context) error {
 	running.Go(func() { _ = uplink.Run(parts) })
 	defer running.Wait()
 	defer cancel()
-	if err := until(ctx, func() bool { return uplink.Status().Stage == session.StageUp }); err != nil {
+	if err := until(ctx, func() bool { return uplink.Status().Stage == cause.StageUp }); err != nil {
 		return fmt.Errorf("connecting: %w: %+v", err, uplink.Status().LastFailure)
 	}
 	fmt.Println("session up")

@@ -16,6 +16,7 @@ import (
 	"ferrule/agent/local"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
+	"ferrule/agent/session/cause"
 	"ferrule/agent/trust"
 	"ferrule/hw"
 )
@@ -144,9 +145,9 @@ func listCounts(counts map[string]uint64) string {
 
 func printSession(w io.Writer, s session.Status, now time.Time) {
 	switch {
-	case s.Stage == session.StageUp:
+	case s.Stage == cause.StageUp:
 		fmt.Fprintf(w, "session\tup for %s to %s (%s), %s\n", since(now, s.Since), s.Broker, s.Address, s.TLSVersion)
-	case s.Stage == session.StageWaiting:
+	case s.Stage == cause.StageWaiting:
 		fmt.Fprintf(w, "session\tdown; attempt %d in %s\n", s.Attempts+1, s.NextAttempt.Sub(now).Round(100*time.Millisecond))
 	default:
 		fmt.Fprintf(w, "session\t%s\n", s.Stage)

@@ -1,0 +1,233 @@
+package cause
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+)
+
+// ofLink knows the ends that we brought about ourselves.
+func ofLink(_ Stage, err error) (finding, bool) {
+	switch {
+	case errors.Is(err, ErrTooLarge):
+		return finding{TooLarge, SideBroker, "the broker sent more than session.max_inbound allows",
+			"find who publishes it to the device's command topic, or raise session.max_inbound"}, true
+	case errors.Is(err, ErrProtocol):
+		return finding{Protocol, SideBroker, "the broker does not speak MQTT 3.1.1 as it should",
+			"check that the port is an MQTT listener"}, true
+	case errors.Is(err, ErrSubscription):
+		return finding{Subscription, SideBroker, "readings flow, but commands are not heard",
+			"let the broker's access rules permit this device to subscribe to session.topics.command"}, true
+	case errors.Is(err, ErrFrozen), strings.HasPrefix(err.Error(), "pingresp not received"):
+		return finding{Frozen, SideNetwork, "the link was up, but nothing moved any more",
+			"a firewall or NAT on the way may have forgotten the connection; if this repeats, shorten session.keepalive"}, true
+	case errors.Is(err, ErrNoAck):
+		return finding{NoAck, SideBroker, "the broker answers pings but acknowledges no message",
+			"look at the broker's load and disk"}, true
+	case errors.Is(err, ErrFlood):
+		return finding{Commands, SideBroker, "more commands came than are taken at one time",
+			"find who publishes to the device's command topic"}, true
+	case errors.Is(err, ErrEntry):
+		return finding{Entry, SideBroker, "an entry ended three connections and was set aside",
+			"the broker may have a limit on the size of messages; status shows how many entries are set aside"}, true
+	}
+	return finding{}, false
+}
+
+// IsAlert says whether err is a TLS alert that the other side sent. Go keeps the alert itself
+// unexported in a net.OpError (crypto/tls/alert.go), so its text is all there is.
+func IsAlert(err error) bool { return alertText(err) != "" }
+
+func alertText(err error) string {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" && op.Err != nil {
+		return strings.TrimPrefix(op.Err.Error(), "tls: ")
+	}
+	return ""
+}
+
+// ofAlert knows the alerts (RFC 8446, 6.2) by Go's words for them. With TLS 1.3 they come at
+// the first read, when CONNECT is already on its way.
+func ofAlert(_ Stage, err error) (finding, bool) {
+	const register = "let the broker trust the authority that signed the device's certificate"
+	switch text := alertText(err); text {
+	case "":
+		return finding{}, false
+	case "certificate required":
+		return finding{CertificateRequired, SideDevice, "the broker wants a client certificate and got none", "enroll the device: ferrule enroll"}, true
+	case "handshake failure":
+		return finding{Handshake, SideDevice, "the broker ended the handshake without a reason",
+			"TLS 1.2 brokers refuse a missing certificate in these words; check that the broker's list of authorities holds the one that signed the device's certificate"}, true
+	case "unknown certificate authority":
+		return finding{CertificateUnknownCA, SideBroker, "the broker does not know who signed the device's certificate", register}, true
+	case "expired certificate":
+		return finding{CertificateExpired, SideDevice, "the broker says that the device's certificate has expired",
+			"renew it: ferrule enroll; if it is still valid, the broker's clock is wrong"}, true
+	case "revoked certificate":
+		return finding{CertificateRevoked, SideDevice, "the device's certificate is revoked", "ask who runs the registrar, then: ferrule enroll"}, true
+	case "bad certificate", "unsupported certificate", "unknown certificate", "access denied":
+		return finding{CertificateRefused, SideBroker, "the broker refused the device's certificate", register}, true
+	case "protocol version not supported":
+		return finding{Version, SideBroker, "the broker speaks neither TLS 1.2 nor 1.3", "enable TLS 1.2 or 1.3 on the broker"}, true
+	default:
+		return finding{TLS, SideBroker, "the broker ended the handshake", "the broker's log has its side of it"}, true
+	}
+}
+
+// ofVerification knows what is wrong with the broker's certificate.
+func ofVerification(_ Stage, err error) (finding, bool) {
+	if d, ok := errors.AsType[*Distrust](err); ok && d.Revoked() {
+		return finding{BrokerRevoked, SideBroker, "the broker's certificate, or that of an authority above it, was revoked",
+			"give the broker a new certificate"}, true
+	} else if ok {
+		return finding{BrokerRevocationUnknown, SideBroker, "nothing proves that the broker's certificate was not revoked",
+			"let the broker staple an OCSP response, or give the device the CRLs of its authorities"}, true
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return finding{BrokerName, SideBroker, "the broker's certificate is for another name",
+			"write in session.brokers the name that the certificate carries"}, true
+	}
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
+		switch {
+		case invalid.Reason == x509.Expired && strings.Contains(invalid.Detail, "is before"):
+			return finding{Clock, SideDevice, "the gateway's clock is before the broker's certificate", "set the clock (timedatectl)"}, true
+		case invalid.Reason == x509.Expired:
+			return finding{BrokerExpired, SideBroker, "the broker's certificate has expired",
+				"renew it; if it is still valid, the gateway's clock is ahead (timedatectl)"}, true
+		}
+		return finding{BrokerInvalid, SideBroker, "the broker's certificate is not valid", "have the broker's certificate issued anew"}, true
+	}
+	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
+	_, noRoots := errors.AsType[x509.SystemRootsError](err)
+	if unknown || noRoots {
+		return finding{BrokerUnknownCA, SideDevice, "the broker's certificate is signed by an authority that is not trusted here",
+			"name the right authority in session.roots; if it is right, somebody is in between"}, true
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return finding{BrokerInvalid, SideBroker, "the broker's certificate is not valid", "have the broker's certificate issued anew"}, true
+	}
+	return finding{}, false
+}
+
+// ofKey knows what our own certificate and key do to a handshake before anything is sent.
+func ofKey(_ Stage, err error) (finding, bool) {
+	switch text := err.Error(); {
+	case strings.Contains(text, "not signed by an acceptable CA"): // crypto/tls, SupportsCertificate
+		return finding{CertificateNotAcceptable, SideBroker, "the broker does not list the authority that signed the device's certificate",
+			"add that authority to the broker's list, or enroll the device with one that it lists"}, true
+	case strings.Contains(text, "failed to sign"):
+		return finding{Key, SideDevice, "the device's key did not sign", "look at the TPM: ferrule status, and dmesg for its driver"}, true
+	}
+	return finding{}, false
+}
+
+// ofHandshake knows how a handshake fails without an alert.
+func ofHandshake(stage Stage, err error) (finding, bool) {
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return finding{Plaintext, SideBroker, "the port does not speak TLS", "use the broker's TLS port, usually 8883"}, true
+	}
+	if stage != StageTLS && stage != StageRotate {
+		return finding{}, false
+	}
+	switch text := err.Error(); {
+	case strings.Contains(text, "unsupported protocol version"), strings.Contains(text, "no supported versions"):
+		return finding{Version, SideBroker, "the broker speaks neither TLS 1.2 nor 1.3", "enable TLS 1.2 or 1.3 on the broker"}, true
+	case IsTimeout(err), errors.Is(err, context.DeadlineExceeded), IsClosed(err):
+		return finding{}, false
+	case strings.Contains(text, "tls: "):
+		return finding{TLS, SideBroker, "the handshake failed", "the broker's log has its side of it"}, true
+	}
+	return finding{}, false
+}
+
+// ofConnack knows the return codes of CONNACK (MQTT 3.1.1, 3.2.2.3).
+func ofConnack(_ Stage, err error) (finding, bool) {
+	code, ok := errors.AsType[Refusal](err)
+	if !ok {
+		return finding{}, false
+	}
+	switch code {
+	case 4, 5:
+		return finding{NotAuthorized, SideBroker, "the broker knows the certificate but lets the device do nothing",
+			"register the device with the broker; its name is the CN of its certificate"}, true
+	case 2:
+		return finding{ClientID, SideBroker, "the broker refused the client id", "set session.client_id to what the broker expects"}, true
+	case 3:
+		return finding{Unavailable, SideBroker, "the broker says that it is unavailable", "wait, or look at the broker"}, true
+	default:
+		return finding{Protocol, SideBroker, "the broker does not speak MQTT 3.1.1", "enable MQTT 3.1.1 on the broker"}, true
+	}
+}
+
+// IsClosed says whether the other side ended the connection.
+func IsClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// ofNetwork knows what can happen at any stage.
+func ofNetwork(stage Stage, err error) (finding, bool) {
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		if dns.IsNotFound {
+			return finding{Name, SideDevice, "the broker's name has no address", "check the spelling in session.brokers"}, true
+		}
+		return finding{DNS, SideNetwork, "the name server gave no answer", "check the gateway's name server and its way there"}, true
+	}
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return finding{Refused, SideBroker, "nothing listens at the broker's port", "check the port in session.brokers and that the broker runs"}, true
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		return finding{Unreachable, SideNetwork, "there is no way to the broker", "check the gateway's network and its default route"}, true
+	case errors.Is(err, ErrStalled), errors.Is(err, context.DeadlineExceeded), IsTimeout(err):
+		return stalled(stage), true
+	case IsClosed(err):
+		return closed(stage), true
+	}
+	return finding{}, false
+}
+
+// stalled says what was waited for in vain.
+func stalled(stage Stage) finding {
+	f := finding{cause: Stalled, side: SideBroker, hint: "the other end is reached but silent: look at the broker's log, and for a proxy in between"}
+	switch stage {
+	case StageDNS:
+		f.side, f.text, f.hint = SideNetwork, "the name server did not answer in time", "check the gateway's name server"
+	case StageTCP:
+		f.side, f.text, f.hint = SideNetwork, "the broker did not answer in time", "a firewall may drop packets to this port"
+	case StageTLS:
+		f.text = "the handshake stalled after ClientHello"
+	case StageConnack:
+		f.text = "CONNECT was not answered in time"
+	case StageSuback:
+		f.text = "SUBSCRIBE was not answered in time"
+	default:
+		f.text = "there was no answer in time"
+	}
+	return f
+}
+
+// closed says what was going on when the other side closed the connection.
+func closed(stage Stage) finding {
+	f := finding{cause: Closed, side: SideBroker, hint: "the broker's log has the reason"}
+	switch stage {
+	case StageTLS:
+		f.text, f.hint = "the broker closed the connection in the handshake", "check that the port is a TLS listener, and the broker's log"
+	case StageConnack:
+		f.text, f.hint = "the broker closed the connection instead of answering CONNECT", "some brokers refuse a device that they do not know in this way; the broker's log has the reason"
+	case StageSuback:
+		f.text, f.hint = "the broker closed the connection after SUBSCRIBE", "some brokers do so where the device may not subscribe to session.topics.command, or publish"
+	default:
+		f.text = "the broker closed the connection"
+	}
+	return f
+}
+
+// IsTimeout says whether err is a deadline that passed.
+func IsTimeout(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
