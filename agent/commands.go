@@ -8,10 +8,10 @@ import (
 	"path/filepath"
 
 	"ferrule/agent/audit"
-	"ferrule/agent/command/authorize"
 	"ferrule/agent/command"
-	"ferrule/agent/identity"
+	"ferrule/agent/command/authorize"
 	"ferrule/agent/command/journal"
+	"ferrule/agent/identity"
 	"ferrule/agent/session"
 	"ferrule/agent/trust"
 	"ferrule/internal/disk"

@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"ferrule/agent/audit"
-	"ferrule/agent/command/authorize"
 	"ferrule/agent/command"
+	"ferrule/agent/command/authorize"
 	"ferrule/agent/identity"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"

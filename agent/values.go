@@ -5,8 +5,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 
-	"ferrule/agent/command/authorize"
 	"ferrule/agent/command"
+	"ferrule/agent/command/authorize"
 	"ferrule/hw"
 	"ferrule/hw/modbus"
 	"ferrule/hw/point"
