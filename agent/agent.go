@@ -6,6 +6,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -161,7 +162,11 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 	a.local = local.New(c.Local, local.Backend{
 		Status:  func() any { return a.status() },
 		Metrics: func(w io.Writer) { writeMetrics(w, a.status()) },
-		Command: a.commands.Local,
+		Command: func(ctx context.Context, _ local.Caller, name string, args json.RawMessage) (any, error) {
+			return a.commands.Local(ctx, name, args)
+		},
+		StateDir: c.StateDir,
+		Now:      a.clock.Now,
 	}, a.log)
 	return a.openSession()
 }

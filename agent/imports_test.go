@@ -113,7 +113,12 @@ var rooms = map[string]arrows{
 		"tpm/attest":        "binds the TPM's evidence to one enrollment",
 	},
 	"agent/command/journal": {},
-	"agent/local":           {},
+	"agent/local": {
+		"agent/local/listener": "lets clients in over TLS",
+		"agent/local/role":     "says what each may do",
+	},
+	"agent/local/listener":  {},
+	"agent/local/role":      {},
 	"agent/outbox":          {},
 	"agent/session": {
 		"agent/encode":        "expands topics",
@@ -186,6 +191,7 @@ var libraries = map[string]library{
 	"github.com/eclipse/paho.mqtt.golang": {by: []string{"agent/session", "build/bench"}, why: "its traps are known in one place; build/bench measures it bare"},
 	"github.com/google/go-cmp":            {tests: true, why: "compares structs in tests"},
 	"github.com/google/go-tpm":            {by: []string{"tpm", "tpm/attest", "tpm/tpmtest"}, why: "one tree owns the TPM's wire format"},
+	"github.com/gorilla/websocket":        {by: []string{"agent/local"}, tests: true, why: "the server's side of WebSocket"},
 	"github.com/miekg/pkcs11":             {by: []string{"cmd/ferrule-p11"}, why: "cgo, in the one program that may use it"},
 	"github.com/mochi-mqtt/server/v2":     {by: []string{"agent/agenttest"}, why: "the broker of the cloud in a box"},
 	"github.com/pelletier/go-toml/v2":     {by: []string{"internal/strict"}, why: "reads the configuration and the profiles"},

@@ -5,6 +5,7 @@ package local
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,18 +18,9 @@ import (
 	"sync"
 	"time"
 
+	"ferrule/agent/local/role"
 	"ferrule/internal/hint"
 )
-
-// Config is the [local] section.
-type Config struct {
-	// Path of the unix socket of the status API; empty switches it off. Its directory is
-	// made when missing. Members of the agent's group may use it (mode 0660).
-	Socket string `toml:"socket"`
-}
-
-// Default returns the section as it is when the file says nothing.
-func Default() Config { return Config{Socket: "/run/ferrule/ferrule.sock"} }
 
 // Limits of one request: the API serves people and scripts on the same machine.
 const (
@@ -38,15 +30,35 @@ const (
 	shutdownGrace  = 2 * time.Second
 )
 
+// Caller is who asks, for the decision and for the audit log.
+type Caller struct {
+	Role role.Role
+	// Name is the name that a rule matched ("uri:…", "dns:…", "ou:…"), "socket" with the user id of
+	// who opened the unix socket ("socket:uid=0"), or "anonymous". It holds no control characters.
+	Name string
+	// Source is the address of a client of the listener, "" on the unix socket.
+	Source string
+}
+
 // Backend is what the API shows and does; the agent hands it in.
 type Backend struct {
 	// Status returns the value that /status encodes as JSON.
 	Status func() any
-	// Metrics writes the Prometheus text exposition format.
+	// Metrics writes the Prometheus text exposition format. What the listener counts is added.
 	Metrics func(w io.Writer)
 	// Command executes one command and returns its result. Errors that implement
-	// interface{ Code() string } reach the caller with their code.
-	Command func(ctx context.Context, name string, args json.RawMessage) (any, error)
+	// interface{ Code() string } reach the caller with their code. The caller's role is enough
+	// for the command when it is called.
+	Command func(ctx context.Context, caller Caller, name string, args json.RawMessage) (any, error)
+	// Page serves GET / and what is below /page/; nil: 404.
+	Page http.Handler
+	// StateDir is where relative paths begin and the self-made certificate is kept.
+	StateDir string
+	// Now is the time that certificates are judged by; nil: time.Now.
+	Now func() time.Time
+	// Verify refuses connections beyond what a role says, such as certificates that were taken
+	// back; nil: none.
+	Verify func(tls.ConnectionState) error
 }
 
 // Server serves the API. New starts nothing; Run does.
@@ -154,7 +166,7 @@ func (s *Server) serveCommand(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), commandTimeout)
 	defer cancel()
-	result, err := s.backend.Command(ctx, r.PathValue("name"), args)
+	result, err := s.backend.Command(ctx, Caller{Role: role.Admin, Name: "socket"}, r.PathValue("name"), args)
 	if err != nil {
 		failure := Error{Text: err.Error(), Code: "failed", Hint: hint.Of(err)}
 		if coded, ok := errors.AsType[interface {

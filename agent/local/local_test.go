@@ -34,7 +34,7 @@ func backend() local.Backend {
 	return local.Backend{
 		Status:  func() any { return map[string]string{"device": "gw-1"} },
 		Metrics: func(w io.Writer) { fmt.Fprintln(w, "ferrule_outbox_depth 3") },
-		Command: func(_ context.Context, name string, args json.RawMessage) (any, error) {
+		Command: func(_ context.Context, _ local.Caller, name string, args json.RawMessage) (any, error) {
 			switch name {
 			case "echo":
 				return args, nil
