@@ -136,7 +136,11 @@ var rooms = map[string]arrows{
 		"agent/identity":      "asks whether key and certificate fit",
 		"agent/session/cause": "names failures as the session does",
 		"agent/session/dial":  "connects as the session does",
+
+		"agent/doctor/handshake": "explains what was said",
 	},
+	"agent/doctor/archive":   {},
+	"agent/doctor/handshake": {},
 	"agent/trust": {},
 
 	"hw": {
