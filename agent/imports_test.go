@@ -141,6 +141,7 @@ var rooms = map[string]arrows{
 	},
 	"agent/doctor/archive":   {},
 	"agent/doctor/handshake": {},
+	"agent/trial": {},
 	"agent/trust": {},
 
 	"hw": {

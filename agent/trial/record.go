@@ -1,0 +1,123 @@
+package trial
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"unicode/utf8"
+
+	"ferrule/internal/atomicfile"
+	"ferrule/internal/disk"
+)
+
+// saved is the record: one file, so that every step is one rename.
+type saved struct {
+	// Trial is what is on trial; nil: nothing.
+	Trial *Trial `json:"trial,omitempty"`
+	// Text is the new file, Replaces the digest of the one that it is to replace.
+	Text     []byte `json:"text,omitempty"`
+	Replaces string `json:"replaces,omitempty"`
+	// Machine is Options.Machine when the trial began.
+	Machine string `json:"machine,omitempty"`
+	// Keeping says that it is decided: the file becomes Text, for Reason.
+	Keeping bool   `json:"keeping,omitempty"`
+	Reason  Reason `json:"reason,omitempty"`
+	Lines   []Line `json:"lines,omitempty"`
+	// Last is what became of the last one.
+	Last *Outcome `json:"last,omitempty"`
+}
+
+const (
+	// maxRecord bounds the file, in bytes; base64 makes four of three.
+	maxRecord = 2*MaxText + 64<<10
+	// maxDetail bounds the text of an outcome, which goes into every status message, in bytes.
+	maxDetail = 400
+	// maxLines bounds the lines that an outcome names.
+	maxLines = 32
+	// badSuffix ends the name of a record that could not be read.
+	badSuffix = ".bad"
+)
+
+// Open reads the record and carries out what a start before this one has left: what was decided is
+// done, and what was on trial has returned, since this process has read the old file. So it has to be
+// called before anything else runs, and where the file may have changed by it (changed), the
+// configuration is to be read once more. Damage is never an error.
+func Open(o Options) (k *Keeper, changed bool) {
+	k = &Keeper{o: o}
+	s, err := k.load()
+	if err != nil {
+		o.Log.Warn("record of the last trial of a configuration cannot be read", slog.String("file", o.Record), slog.Any("err", err))
+		_ = o.FS.Rename(o.Record, o.Record+badSuffix)
+		k.end(Unknown, Damaged, err.Error(), nil)
+		return k, false
+	}
+	k.saved = s
+	switch {
+	case s.Trial == nil:
+		return k, false
+	case s.Keeping:
+		return k, k.finish().Outcome == Kept
+	}
+	reason, detail := Crash, "the agent died, or was killed, while it tried the configuration"
+	if s.Machine != o.Machine {
+		reason, detail = PowerCut, "the machine started again while the configuration was on trial"
+	}
+	k.end(Returned, reason, detail, nil)
+	return k, false
+}
+
+func (k *Keeper) load() (s saved, err error) {
+	text, err := disk.ReadFile(k.o.FS, k.o.Record, maxRecord)
+	if errors.Is(err, fs.ErrNotExist) {
+		return saved{}, nil
+	}
+	if err != nil {
+		return saved{}, err
+	}
+	if err := json.Unmarshal(text, &s); err != nil {
+		return saved{}, fmt.Errorf("reading %s: %w", k.o.Record, err)
+	}
+	return s, nil
+}
+
+// store makes s durable.
+func (k *Keeper) store(s saved) error {
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	if err := disk.MakeFolder(k.o.FS, filepath.Dir(k.o.Record)); err != nil {
+		return err
+	}
+	return atomicfile.Write(k.o.FS, k.o.Record, text, 0o600)
+}
+
+// end notes what became of the trial. Where it cannot be stored it is told all the same, and the next
+// start finds out once more. The caller holds mu, or is Open.
+func (k *Keeper) end(result Result, reason Reason, detail string, lines []Line) Outcome {
+	o := Outcome{Outcome: result, Reason: reason, Detail: cut(detail), At: k.o.Now().UTC(), Lines: lines[:min(len(lines), maxLines)]}
+	if t := k.saved.Trial; t != nil {
+		o.ID, o.SHA256 = t.ID, t.SHA256
+	}
+	k.saved = saved{Last: &o}
+	if err := k.store(k.saved); err != nil {
+		k.o.Log.Error("outcome of the trial of a configuration not stored", slog.Any("err", err))
+	}
+	k.news = &o
+	return o
+}
+
+// cut shortens text at the end of a character.
+func cut(text string) string {
+	if len(text) <= maxDetail {
+		return text
+	}
+	n := maxDetail
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n] + "…"
+}
