@@ -20,6 +20,8 @@ const (
 	minTimeout     = 10 * time.Millisecond
 	maxTimeout     = time.Minute
 	maxTurnaround  = time.Second
+	minMaxAge      = time.Second
+	maxMaxAge      = 365 * 24 * time.Hour
 	maxAddress     = 247 // Modbus over Serial Line V1.02, 2.2
 	maxMBusAddress = 250 // EN 13757-2, 5.7.5
 )
@@ -40,6 +42,7 @@ func (l *Line) compile() error {
 	} else if err := port.ParseName(c.Port); err != nil {
 		k.wrong("port", "", err)
 	}
+	c.compileOutbox(k)
 	l.plain = k.codec(point.Spec{Type: point.Float64()})
 	l.compileProtocol(k)
 	l.compileSettings(k)
@@ -48,6 +51,14 @@ func (l *Line) compile() error {
 	}
 	l.compileUnits(k)
 	return errors.Join(k.problems...)
+}
+
+// compileOutbox checks what the outbox is told of the line.
+func (c LineConfig) compileOutbox(k *checker) {
+	if c.Priority != "" && c.Priority != Normal && c.Priority != Urgent {
+		k.wrong("priority", "", fmt.Errorf("%q is neither %q nor %q", c.Priority, Normal, Urgent))
+	}
+	k.duration("max_age", c.MaxAge, 0, minMaxAge, maxMaxAge)
 }
 
 func (l *Line) compileProtocol(k *checker) {

@@ -34,6 +34,8 @@ func TestValidate(t *testing.T) {
 		{"settings", func(c *LineConfig, _ *UnitConfig, _ *profile.Point) { c.Settings = "fast" }, `line "rs485-1": settings: `, "19200 8E1"},
 		{"7 data bits", func(c *LineConfig, _ *UnitConfig, _ *profile.Point) { c.Settings = "9600 7E1" }, `settings: modbus-rtu needs 8 data bits`, "ASCII"},
 		{"protocol", func(c *LineConfig, _ *UnitConfig, _ *profile.Point) { c.Protocol = "profibus" }, `line "rs485-1": protocol: `, ""},
+		{"priority", func(c *LineConfig, _ *UnitConfig, _ *profile.Point) { c.Priority = "high" }, `line "rs485-1": priority: "high" is neither "normal" nor "urgent"`, ""},
+		{"age", func(c *LineConfig, _ *UnitConfig, _ *profile.Point) { c.MaxAge = quantity.Duration(time.Millisecond) }, `line "rs485-1": max_age: 1ms is not between 1s and`, ""},
 		{"address", func(_ *LineConfig, u *UnitConfig, _ *profile.Point) { u.Address = 0 }, `unit "meter-a": address: 0 is none of 1 to 247`, ""},
 		{"every", func(_ *LineConfig, u *UnitConfig, _ *profile.Point) { u.Every = 1 }, `unit "meter-a": every: `, ""},
 		{"timeout", func(_ *LineConfig, u *UnitConfig, _ *profile.Point) { u.Timeout = quantity.Duration(time.Hour) }, `timeout: 1h0m0s is not between`, ""},

@@ -31,6 +31,15 @@ type LineConfig struct {
 	// others; dsmr as "master" asks for the read-out of an IEC 62056-21 meter, and text as
 	// "master" sends line.text.request.
 	Role Role `toml:"role"`
+	// Which entries go first when more than one waits for the broker: those of lines that are
+	// "urgent" go before those that are "normal", as alarms have to pass a backlog. Default
+	// "normal".
+	Priority string `toml:"priority"`
+	// How old an entry of the line may get before it is sent; one that is older when its turn
+	// comes is let go and counted, and its number is named in the status. What was read while
+	// nobody vouched for the clock counts as fresh after a restart. 1s to 8760h. Default "0s": any
+	// age.
+	MaxAge quantity.Duration `toml:"max_age"`
 	// RS-485 by the kernel's driver. Default: the adapter sees to the direction by itself.
 	RS485 *RS485Config `toml:"rs485"`
 	// How lines of text become readings; protocol "text".
@@ -40,6 +49,12 @@ type LineConfig struct {
 	// The units on the line.
 	Units []UnitConfig `toml:"unit"`
 }
+
+// The values of LineConfig.Priority; "" is Normal.
+const (
+	Normal = "normal"
+	Urgent = "urgent"
+)
 
 // RS485Config is [line.rs485]: the driver switches the transceiver by RTS (TIOCSRS485).
 type RS485Config struct {

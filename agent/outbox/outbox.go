@@ -34,10 +34,13 @@ const (
 
 // Entry is one poll of one unit, encoded. Payload is never changed.
 type Entry struct {
-	ID      uint64 // for Ack; rises by the order in which entries are handed out first
-	Line    string
-	Topic   string
-	Payload []byte
+	// ID is for Ack and SetAside. It rises in the order of handing out; an entry that is handed out again
+	// after a Rewind has another one where an urgent entry has overtaken it. Boot and Seq stay.
+	ID        uint64
+	Boot, Seq uint64
+	Line      string
+	Topic     string
+	Payload   []byte
 }
 
 // Outbox is the queue. It is safe for concurrent use.
@@ -253,7 +256,7 @@ func (o *Outbox) handOut(maxEntries, maxBytes int) (run []Entry, load bool, err 
 	run = make([]Entry, n)
 	for i := range run {
 		e := o.front.at(o.flight + i)
-		run[i] = Entry{ID: e.id, Line: e.line, Topic: e.topic, Payload: e.payload}
+		run[i] = Entry{ID: e.id, Boot: e.boot, Seq: e.seq, Line: e.line, Topic: e.topic, Payload: e.payload}
 		if e.sent {
 			o.stats.Resent++
 		}

@@ -18,6 +18,8 @@ type Status struct {
 	DiskBytes    int64 `json:"disk_bytes"`
 	UnsavedBytes int64 `json:"unsaved_bytes"`
 	Segments     int   `json:"segments"`
+	// Lanes tells the lanes apart, the urgent one first; none where there is only the normal one.
+	Lanes []LaneStatus `json:"lanes,omitempty"`
 	// OldestAge is how long the oldest entry has waited, in seconds.
 	OldestAge float64 `json:"oldest_age_s"`
 
@@ -30,6 +32,12 @@ type Status struct {
 	Dropped              uint64  `json:"dropped"`
 	DroppedRanges        []Range `json:"dropped_ranges,omitempty"`
 	DroppedRangesLeftOut uint64  `json:"dropped_ranges_left_out,omitempty"`
+	// Expired counts entries that were let go for their age, ExpiredLines by the name of the line;
+	// ExpiredRanges names them as DroppedRanges does.
+	Expired              uint64            `json:"expired"`
+	ExpiredLines         map[string]uint64 `json:"expired_lines,omitempty"`
+	ExpiredRanges        []Range           `json:"expired_ranges,omitempty"`
+	ExpiredRangesLeftOut uint64            `json:"expired_ranges_left_out,omitempty"`
 	// Damaged counts stretches of the log that could not be read, DamagedBytes their length. What a
 	// power cut left of a write that had not been synced counts too.
 	Damaged      uint64 `json:"damaged"`
@@ -43,11 +51,23 @@ type Status struct {
 	ProblemSince time.Time `json:"problem_since,omitzero"`
 }
 
+// LaneStatus is the part of the status that each lane has of its own.
+type LaneStatus struct {
+	Name      string  `json:"name"` // "urgent" or "normal"
+	Depth     int     `json:"depth"`
+	InFlight  int     `json:"in_flight"`
+	Bytes     int64   `json:"bytes"`
+	OldestAge float64 `json:"oldest_age_s"`
+}
+
 // Range is a run of sequence numbers of one boot, both ends included.
 type Range struct {
 	Boot uint64 `json:"boot"`
 	From uint64 `json:"from"`
 	To   uint64 `json:"to"`
+	// Count is how many of these numbers are meant, where it is not all of them: so close that they are
+	// not listed one by one.
+	Count uint64 `json:"count,omitempty"`
 }
 
 // problemKind is what the disk refuses, the worst first.
