@@ -176,7 +176,7 @@ func (a *agent) openSession() (err error) {
 		Config:        a.config.Session,
 		Identity:      a.identity,
 		Outbox:        a.outbox,
-		Join:          a.encoder.Join,
+		Join:          func(dst []byte, entries [][]byte) []byte { return a.encoder.Join(dst, "", entries) },
 		Handle:        a.handle,
 		Roots:         a.trust.brokers.Pool,
 		Verify:        a.trust.revocation.Check,

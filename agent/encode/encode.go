@@ -9,25 +9,7 @@ import (
 
 	"ferrule/hw"
 	"ferrule/hw/point"
-	"ferrule/internal/hint"
 )
-
-// Config is the [encode] section of the configuration.
-type Config struct {
-	// How readings are written: json.
-	Format string `toml:"format"`
-}
-
-// Default returns what an empty [encode] section means.
-func Default() Config { return Config{Format: "json"} }
-
-// Validate names the key that cannot be used.
-func (c Config) Validate() error {
-	if c.Format != "json" {
-		return hint.With(fmt.Errorf("encode.format: unknown format %q", c.Format), `use format = "json"`)
-	}
-	return nil
-}
 
 // maxUnits bounds the cache of topics. Streaming lines name units after what they hear, so
 // their number is not ours to decide.
@@ -38,6 +20,8 @@ const timeLayout = "2006-01-02T15:04:05.000Z"
 
 // Encoder writes entries. It may be used by several goroutines.
 type Encoder struct {
+	config   Config
+	encoding string
 	template string
 	device   string
 	boot     uint64
@@ -63,20 +47,30 @@ func New(c Config, topic, device string, boot uint64) (*Encoder, error) {
 	if err := checkLevel(device); err != nil {
 		return nil, fmt.Errorf("making topics of device %q: %w", device, err)
 	}
-	if err := checkTemplate("readings", topic, "device", "line", "unit"); err != nil {
+	if err := checkTemplate("readings", topic, "device", "line", "unit", "encoding"); err != nil {
 		return nil, err
 	}
-	return &Encoder{template: topic, device: device, boot: boot, units: make(map[unitKey]*unit)}, nil
+	encoding := c.Format
+	if c.Compress != "none" {
+		encoding += "+" + c.Compress
+	}
+	return &Encoder{config: c, encoding: encoding, template: topic, device: device, boot: boot, units: make(map[unitKey]*unit)}, nil
 }
 
-// Entry appends one poll as JSON to dst and returns its topic and the extended slice:
+// Entry appends one poll to dst, as the outbox stores it, and returns its topic and the extended
+// slice. Join makes messages of such entries.
+func (e *Encoder) Entry(dst []byte, seq uint64, p hw.Poll, unsynced bool) (topic string, entry []byte) {
+	u := e.unit(p.Line, p.Unit)
+	return u.topic, e.appendJSON(dst, u, seq, p, unsynced)
+}
+
+// appendJSON appends one poll as JSON:
 //
 //	{"boot":17,"seq":48213,"t":"2026-11-21T04:00:00.125Z","line":"rs485-1","unit":"meter-a","readings":{"voltage_l1":230.1},"bad":{"energy":"timeout"}}
 //
 // t is the time of the poll in UTC, cut to milliseconds; "unsynced":true follows it while the
 // clock is not trusted. bad is absent while all is well.
-func (e *Encoder) Entry(dst []byte, seq uint64, p hw.Poll, unsynced bool) (topic string, payload []byte) {
-	u := e.unit(p.Line, p.Unit)
+func (e *Encoder) appendJSON(dst []byte, u *unit, seq uint64, p hw.Poll, unsynced bool) []byte {
 	dst = append(dst, `{"boot":`...)
 	dst = appendUint(dst, e.boot)
 	dst = append(dst, `,"seq":`...)
@@ -92,22 +86,36 @@ func (e *Encoder) Entry(dst []byte, seq uint64, p hw.Poll, unsynced bool) (topic
 	dst = appendGood(dst, p.Readings)
 	dst = append(dst, '}')
 	dst = appendBad(dst, p.Readings)
-	return u.topic, append(dst, '}')
+	return append(dst, '}')
 }
 
-// Join appends payloads to dst as one message: one payload as it is, several as a JSON array.
-func (e *Encoder) Join(dst []byte, payloads [][]byte) []byte {
-	if len(payloads) == 1 {
-		return append(dst, payloads[0]...)
+// Join appends entries of one topic, in their order, to dst as one message: joined, marked, and
+// compressed where that makes it smaller. It gives nothing (dst as it was) where they cannot be one
+// message now: because births must go first; because the message would be larger than
+// Config.Batch.MaxBytes; or because they are of two formats, after a change of the configuration.
+// Then publish what Births(false) returns and join again; if that gives nothing too, halve the
+// entries. One entry alone gives a message once its births are out, however large.
+//
+// Messages must be published in the order in which they were joined, and all that was not
+// acknowledged joined again on the next connection: Sparkplug's sequence numbers say so.
+func (e *Encoder) Join(dst []byte, topic string, entries [][]byte) []byte {
+	if len(entries) == 1 {
+		return append(dst, entries[0]...)
 	}
 	dst = append(dst, '[')
-	for i, p := range payloads {
+	for i, p := range entries {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
 		dst = append(dst, p...)
 	}
 	return append(dst, ']')
+}
+
+// JSON appends one poll as JSON to dst, whatever the format of messages is: what those who watch the
+// device itself read.
+func (e *Encoder) JSON(dst []byte, seq uint64, p hw.Poll, unsynced bool) []byte {
+	return e.appendJSON(dst, e.unit(p.Line, p.Unit), seq, p, unsynced)
 }
 
 // unit returns what is known of a unit, and learns it at its first entry.

@@ -121,11 +121,11 @@ func TestJoin(t *testing.T) {
 	e := newEncoder(t)
 	_, one := e.Entry(nil, 1, meter, false)
 	_, two := e.Entry(nil, 2, meter, false)
-	if got := e.Join([]byte("x"), [][]byte{one}); string(got) != "x"+string(one) {
+	if got := e.Join([]byte("x"), "", [][]byte{one}); string(got) != "x"+string(one) {
 		t.Errorf("one: %s", got)
 	}
 	var all []struct{ Seq uint64 }
-	if err := json.Unmarshal(e.Join(nil, [][]byte{one, two, one}), &all); err != nil || len(all) != 3 || all[1].Seq != 2 {
+	if err := json.Unmarshal(e.Join(nil, "", [][]byte{one, two, one}), &all); err != nil || len(all) != 3 || all[1].Seq != 2 {
 		t.Errorf("three: %v, %v", all, err)
 	}
 }
@@ -147,7 +147,7 @@ func TestEntryAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 	payloads := [][]byte{[]byte("{}"), []byte("{}")}
-	if n := testing.AllocsPerRun(100, func() { _ = e.Join(dst, payloads) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { _ = e.Join(dst, "", payloads) }); n != 0 {
 		t.Errorf("Join: %v allocations", n)
 	}
 }

@@ -12,7 +12,8 @@ import (
 
 // Topics are the templates of all topics, with {device}, {line}, {unit}, {name} and {id}.
 type Topics struct {
-	// Topic of readings; {device}, {line} and {unit} are replaced.
+	// Topic of readings; {device}, {line} and {unit} are replaced, and {encoding} by format and
+	// compression with - between them: "json-zstd". Not for sparkplug-b, which has topics of its own.
 	Readings string `toml:"readings"`
 	// Topic of commands to the device; {device} is replaced, {name} is the command's name.
 	// Empty: no commands are taken.
@@ -36,7 +37,7 @@ func DefaultTopics() Topics {
 
 // Validate names the template that cannot be used.
 func (t Topics) Validate() error {
-	err := checkTemplate("readings", t.Readings, "device", "line", "unit")
+	err := checkTemplate("readings", t.Readings, "device", "line", "unit", "encoding")
 	if t.Command != "" {
 		err = errors.Join(err, checkTemplate("command", t.Command, "device", "name"),
 			checkTemplate("reply", t.Reply, "device", "id"))

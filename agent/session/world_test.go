@@ -252,7 +252,9 @@ func seqs(t testing.TB, payloads []string) []uint64 {
 }
 
 // joining makes a session join entries as the agent does.
-func joining(o *Options) { o.Join = new(encode.Encoder).Join }
+func joining(o *Options) {
+	o.Join = func(dst []byte, entries [][]byte) []byte { return new(encode.Encoder).Join(dst, "", entries) }
+}
 
 // window sets the size of the window.
 func windowOf(n int) func(*Options) { return func(o *Options) { o.Window = n } }
