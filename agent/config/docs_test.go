@@ -75,14 +75,39 @@ type docsWriter struct {
 
 // table writes the keys of one struct, of which there may be a list, then the tables below it.
 func (w *docsWriter) table(path string, v reflect.Value, list bool) error {
-	comments, err := w.commentsOf(v.Type())
+	rows, below, err := w.rows(path, v)
 	if err != nil {
 		return err
 	}
-	var rows bytes.Buffer
-	var below []func() error
+	if len(rows) > 0 {
+		fmt.Fprintf(w.out, "\n## %s\n\n| key | default | meaning |\n|---|---|---|\n%s", heading(path, list), rows)
+	}
+	for _, table := range below {
+		if err := table(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rows gives a line for each key of a struct, those of a struct embedded in it last, and what
+// writes the tables below it.
+func (w *docsWriter) rows(path string, v reflect.Value) (_ []byte, below []func() error, err error) {
+	comments, err := w.commentsOf(v.Type())
+	if err != nil {
+		return nil, nil, err
+	}
+	var rows, embedded bytes.Buffer
 	for field, value := range v.Fields() {
 		key, _, _ := strings.Cut(field.Tag.Get("toml"), ",")
+		if field.Anonymous && key == "" {
+			more, tables, err := w.rows(path, value)
+			if err != nil {
+				return nil, nil, err
+			}
+			embedded.Write(more)
+			below = append(below, tables...)
+		}
 		if key == "" || key == "-" {
 			continue
 		}
@@ -96,19 +121,11 @@ func (w *docsWriter) table(path string, v reflect.Value, list bool) error {
 		}
 		comment := comments[field.Name]
 		if comment == "" {
-			return fmt.Errorf("%s.%s has no comment, so the key %s has no documentation", v.Type(), field.Name, full)
+			return nil, nil, fmt.Errorf("%s.%s has no comment, so the key %s has no documentation", v.Type(), field.Name, full)
 		}
 		fmt.Fprintf(&rows, "| `%s` | %s | %s |\n", key, defaultOf(value), comment)
 	}
-	if rows.Len() > 0 {
-		fmt.Fprintf(w.out, "\n## %s\n\n| key | default | meaning |\n|---|---|---|\n%s", heading(path, list), rows.String())
-	}
-	for _, table := range below {
-		if err := table(); err != nil {
-			return err
-		}
-	}
-	return nil
+	return append(rows.Bytes(), embedded.Bytes()...), below, nil
 }
 
 func heading(path string, list bool) string {

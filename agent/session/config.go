@@ -14,7 +14,9 @@ import (
 
 // Config is the [session] section of the configuration.
 type Config struct {
-	// Brokers as mqtts://HOST:PORT, tried in this order. Required.
+	dial.Config
+	// Brokers as mqtts://HOST:PORT, mqtts://HOST:443?alpn=PROTOCOL or wss://HOST:PORT/PATH. The one
+	// that worked last is tried first, the others in this order. Required.
 	Brokers []string `toml:"brokers"`
 	// File with the PEM certificates of the authorities that brokers are checked against.
 	// Empty: those of the operating system.
@@ -40,6 +42,7 @@ type Config struct {
 // Default returns what an empty [session] section means; brokers have no default.
 func Default() Config {
 	return Config{
+		Config:       dial.DefaultConfig(),
 		ClientID:     "{device}",
 		Keepalive:    quantity.Duration(time.Minute),
 		Window:       64,
@@ -72,6 +75,9 @@ func (c Config) Validate() error {
 		if _, err := dial.ParseBroker(b); err != nil {
 			bad(`write it as "mqtts://broker.example:8883"`, "brokers: %q: %w", b, err)
 		}
+	}
+	if err := c.Config.Validate(); err != nil {
+		problems = append(problems, err)
 	}
 	if _, err := encode.ExpandTopic(c.ClientID, map[string]string{"device": "x"}); err != nil {
 		bad(`the usual value is "{device}"`, "client_id: %q cannot be used", c.ClientID)

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -48,11 +47,11 @@ type conn struct {
 	expected int // announced PUBLISH packets that were not written yet
 }
 
-// newConn wraps a TLS connection, or anything else in a test.
+// newConn wraps a connection of dial's, or anything else in a test.
 func newConn(inner net.Conn, maxInbound int64, writeTimeout time.Duration) *conn {
 	c := &conn{inner: inner, writeTimeout: writeTimeout, start: time.Now(), ponged: make(chan struct{}, 1)}
-	if secure, ok := inner.(*tls.Conn); ok {
-		c.quickAck = newQuickAck(secure.NetConn())
+	if over, ok := inner.(interface{ TCP() *net.TCPConn }); ok && over.TCP() != nil {
+		c.quickAck = newQuickAck(over.TCP())
 	}
 	c.guard = newGuard(readerFunc(c.receive), maxInbound, c.packet)
 	return c

@@ -45,7 +45,7 @@ func (s *Session) open(ctx context.Context, sec *dial.Conn) (*link, error) {
 	s.begin(cause.StageConnack)
 	l := &link{
 		session: s, secured: sec, window: newWindow(s.config.Window),
-		conn:   newConn(sec.TLS, s.config.MaxInbound.Bytes(), s.config.WriteTimeout.Std()),
+		conn:   newConn(sec, s.config.MaxInbound.Bytes(), s.config.WriteTimeout.Std()),
 		flight: make(chan *chunk, s.config.Window),
 		lost:   make(chan struct{}),
 		pacer:  pacer{rate: s.config.Rate, last: time.Now()},
@@ -56,7 +56,7 @@ func (s *Session) open(ctx context.Context, sec *dial.Conn) (*link, error) {
 	<-token.Done() // the deadline that paho sets for CONNACK bounds it
 	stop()
 	if err := token.Error(); err != nil {
-		_ = sec.TLS.Close()
+		_ = sec.Close()
 		if refused, ok := token.(*mqtt.ConnectToken); ok && refused.ReturnCode() != 0 && refused.ReturnCode() < packets.ErrNetworkError {
 			err = cause.Refusal(refused.ReturnCode())
 		}
@@ -66,7 +66,7 @@ func (s *Session) open(ctx context.Context, sec *dial.Conn) (*link, error) {
 		if cause.IsTimeout(err) {
 			err = fmt.Errorf("%w within %v: %w", cause.ErrStalled, s.timeouts.connack, err)
 		}
-		return nil, &cause.StageError{Stage: cause.StageConnack, Err: err}
+		return nil, &cause.StageError{Stage: cause.StageConnack, Err: sec.Explain(err)}
 	}
 	l.since = time.Now()
 	return l, nil

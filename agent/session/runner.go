@@ -55,7 +55,7 @@ func (r *runner) end() {
 	r.cancel()
 	<-r.idle
 	if r.next != nil {
-		_ = r.next.TLS.Close()
+		_ = r.next.Close()
 	}
 	r.stale.Wait()
 	if r.endGrace != nil {
@@ -144,7 +144,7 @@ func (s *Session) notConnected(err error, credential *identity.Credential, stage
 		stage = e.Stage
 	}
 	failure := cause.Classify(stage, err)
-	if stage == cause.StageTLS || stage == cause.StageConnack {
+	if stage == cause.StageTLS || stage == cause.StageWebSocket || stage == cause.StageConnack {
 		s.refused = "" // by turns: the one in use may be the one that no longer does
 		if staged {
 			s.refused = credential.Fingerprint()
@@ -183,7 +183,7 @@ func (r *runner) serve(ctx context.Context, l *link) {
 		w.cancel()
 		if proofs != nil {
 			if p := <-proofs; p.err == nil {
-				_ = p.secured.TLS.Close()
+				_ = p.secured.Close()
 			}
 		}
 	}()
@@ -342,7 +342,7 @@ func (s *Session) prove(ctx context.Context, b dial.Broker) chan proof {
 		sec, err := s.dialer.Dial(ctx, b, staged, func(cause.Stage) {})
 		if err == nil {
 			if err = sec.Prove(ctx); err != nil {
-				_ = sec.TLS.Close()
+				_ = sec.Close()
 			}
 		}
 		proofs <- proof{staged, sec, err}

@@ -142,7 +142,12 @@ func New(o Options) (*Session, error) {
 		}
 		roots = func() *x509.CertPool { return pool }
 	}
-	s.dialer = dial.New(dial.Options{Timeouts: dial.DefaultTimeouts(), Trust: dial.Trust{Roots: roots, Verify: o.Verify, Identity: o.Identity}})
+	dialer, err := dial.Open(dial.Options{Config: o.Config.Config, Timeouts: dial.DefaultTimeouts(), Now: s.now, Log: o.Log,
+		Trust: dial.Trust{Roots: roots, Verify: o.Verify, Identity: o.Identity}})
+	if err != nil {
+		return nil, err
+	}
+	s.dialer = dialer
 	for _, text := range o.Brokers {
 		b, err := dial.ParseBroker(text)
 		if err != nil {

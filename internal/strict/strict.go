@@ -80,6 +80,9 @@ func keysOf(t reflect.Type, path []string) []string {
 	var keys []string
 	for field := range t.Fields() {
 		name, _, _ := strings.Cut(field.Tag.Get("toml"), ",")
+		if field.Anonymous && name == "" { // its keys are the struct's own
+			keys = append(keys, keysOf(field.Type, nil)...)
+		}
 		if name == "" || name == "-" {
 			continue
 		}

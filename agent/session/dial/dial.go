@@ -7,51 +7,101 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"time"
 
 	"ferrule/agent/identity"
 	"ferrule/agent/session/cause"
+	"ferrule/internal/disk"
 )
 
-// Timeouts bounds each stage by itself.
+// Timeouts bounds each stage by itself. Zero means ten seconds.
 type Timeouts struct {
-	DNS, TCP, TLS time.Duration
+	DNS, TCP, Proxy, TLS, WebSocket time.Duration
 }
 
 // DefaultTimeouts returns ten seconds for each stage.
 func DefaultTimeouts() Timeouts {
-	return Timeouts{DNS: 10 * time.Second, TCP: 10 * time.Second, TLS: 10 * time.Second}
+	const each = 10 * time.Second
+	return Timeouts{DNS: each, TCP: each, Proxy: each, TLS: each, WebSocket: each}
 }
 
 // Options is what a dialer is made of.
 type Options struct {
+	Config
 	Timeouts Timeouts
 	Trust    Trust
+	// State is where is remembered what worked.
+	State State
+	// Now dates what is remembered; nil: time.Now.
+	Now func() time.Time
+	Log *slog.Logger
+	// Observe is told what happens; nil: nobody is.
+	Observe *Observer
 }
 
-// Dialer connects to brokers.
+// State is a file that is read once, and written when what worked changes. The zero State keeps nothing.
+type State struct {
+	FS   disk.FS
+	Path string
+}
+
+// Dialer connects to brokers. Its methods may be called at the same time.
 type Dialer struct {
 	// Timeouts are not to be changed while Dial runs.
 	Timeouts Timeouts
 	trust    trust
+	proxy    proxy
+	observe  *Observer
 }
 
-// New returns a dialer. It opens nothing.
-func New(o Options) *Dialer {
-	return &Dialer{Timeouts: o.Timeouts, trust: trust{Trust: o.Trust, pool: o.Trust.Roots()}}
+// Open reads the files that the options name, and what worked before.
+func Open(o Options) (*Dialer, error) {
+	p, err := parseProxy(o.Proxy)
+	if err != nil {
+		return nil, fmt.Errorf("session.proxy: %w", err)
+	}
+	return &Dialer{Timeouts: o.Timeouts, proxy: p, observe: o.Observe, trust: trust{Trust: o.Trust, pool: o.Trust.Roots()}}, nil
 }
 
-// Conn is a connection after its handshake, before CONNECT.
+// Conn is a connection after its handshakes, before CONNECT.
 type Conn struct {
-	net.Conn // what MQTT is spoken on
+	net.Conn // what MQTT is spoken on: TLS, or WebSocket on TLS
 	TLS      *tls.Conn
 	Broker   Broker
-	// Credential is the one that was shown.
+	// Credential is the one that was shown; nil: none was there.
 	Credential *identity.Credential
 	// Took is how long the handshake took.
 	Took time.Duration
+	Path Path
+
+	wire *wire
 }
+
+// Wire returns the bytes that went over the TCP connection, those of TLS, WebSocket and proxy included.
+func (c *Conn) Wire() (sent, received uint64) {
+	return c.wire.sent.Load(), c.wire.received.Load()
+}
+
+// TCP returns the connection beneath everything; nil: it is not TCP.
+func (c *Conn) TCP() *net.TCPConn {
+	tcp, _ := c.wire.Conn.(*net.TCPConn)
+	return tcp
+}
+
+// Explain adds to the error that ended c, while CONNECT was not answered yet, what is known of
+// the way and makes it likely: that somebody in between looks inside, or that the broker did not
+// agree to the ALPN protocol.
+func (c *Conn) Explain(err error) error { return err }
+
+// Order returns the brokers in the order in which they are to be tried: first the one that
+// worked last, then the others as they were configured.
+func (d *Dialer) Order(brokers []Broker) []Broker { return brokers }
+
+// Worked is told that the broker answered CONNECT on c, so that its way is gone first next time.
+// It may write a file.
+func (d *Dialer) Worked(c *Conn) {}
 
 // Dial connects to b and shows credential. begin is told of each stage. The error is a
 // *cause.StageError. A broker that is refused on a resumed TLS session is asked once more, in a full
@@ -96,7 +146,8 @@ func (d *Dialer) once(ctx context.Context, b Broker, credential *identity.Creden
 	if !at.IsZero() {
 		config.Time = func() time.Time { return at }
 	}
-	secure := tls.Client(raw, config)
+	count := &wire{Conn: raw}
+	secure := tls.Client(d.observe.wrap(count), config)
 	handshake, cancel := context.WithTimeout(ctx, d.Timeouts.TLS)
 	defer cancel()
 	if err := secure.HandshakeContext(handshake); err != nil {
@@ -106,5 +157,5 @@ func (d *Dialer) once(ctx context.Context, b Broker, credential *identity.Creden
 		}
 		return nil, &cause.StageError{Stage: cause.StageTLS, Err: err}
 	}
-	return &Conn{Conn: secure, TLS: secure, Broker: b, Credential: credential, Took: time.Since(started)}, nil
+	return &Conn{Conn: secure, TLS: secure, Broker: b, Credential: credential, Took: time.Since(started), wire: count}, nil
 }
