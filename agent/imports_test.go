@@ -117,9 +117,9 @@ var rooms = map[string]arrows{
 		"agent/local/listener": "lets clients in over TLS",
 		"agent/local/role":     "says what each may do",
 	},
-	"agent/local/listener":  {},
-	"agent/local/role":      {},
-	"agent/outbox":          {},
+	"agent/local/listener": {},
+	"agent/local/role":     {},
+	"agent/outbox":         {},
 	"agent/session": {
 		"agent/encode":        "expands topics",
 		"agent/identity":      "presents the certificate",
@@ -141,8 +141,8 @@ var rooms = map[string]arrows{
 	},
 	"agent/doctor/archive":   {},
 	"agent/doctor/handshake": {},
-	"agent/trial": {},
-	"agent/trust": {},
+	"agent/trial":            {},
+	"agent/trust":            {},
 
 	"hw": {
 		"hw/*": "polls units and listens to talkers in the protocols of its children",
