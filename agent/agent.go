@@ -28,6 +28,7 @@ import (
 	"ferrule/agent/local"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
+	"ferrule/agent/trial"
 	"ferrule/hw"
 	"ferrule/internal/disk"
 )
@@ -39,12 +40,16 @@ var ErrRestart = errors.New("restart was asked for")
 type Options struct {
 	// Load reads the configuration, at the start and at every reload.
 	Load func() (*config.Config, error)
+	// File is what Load reads; empty: no configuration is taken from afar.
+	File string
 	// Reload asks to read configuration and certificate again (SIGHUP).
 	Reload <-chan os.Signal
 	// Version and Built (the time of the build, a floor for the clock) describe the program.
 	Version string
 	Built   time.Time
 	Log     *slog.Logger
+
+	shortestTrial time.Duration // of tests; 0: shortestTrial
 }
 
 // Run runs the agent until ctx is done or a command asks for a restart. It returns nil after
@@ -55,33 +60,54 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	for {
-		next, err := runWith(ctx, c, o)
-		if next == nil {
-			return err
+	for d := new(desk); c != nil; {
+		next := runWith(ctx, c, o, d)
+		if err = next.err; errors.Is(err, errFileReplaced) {
+			if c, err = o.Load(); err != nil {
+				return err
+			}
+			continue
 		}
-		c = next
+		if next.attempt != nil {
+			c, err = try(ctx, c, *next.attempt, o, d)
+			continue
+		}
+		if d.keeper != nil { // one that was asked for in the last moment
+			d.keeper.Return(trial.Stopped, "the agent stopped before the trial began", nil)
+		}
+		c = next.config
 	}
+	return err
 }
 
-// runWith runs one configuration. It returns the next one when a reload brought it.
-func runWith(ctx context.Context, c *config.Config, o Options) (*config.Config, error) {
-	a, err := open(ctx, c, o)
+// ending is what follows when a configuration has run.
+type ending struct {
+	config  *config.Config // the next one; nil: none
+	attempt *attempt       // one to be tried
+	err     error          // what Run returns where there is neither
+}
+
+// runWith runs one configuration until there is another, or the end.
+func runWith(ctx context.Context, c *config.Config, o Options, d *desk) ending {
+	a, err := open(ctx, c, o, d, nil)
 	if err != nil {
-		return nil, err
+		return ending{err: err}
 	}
 	defer a.close()
+	a.tellOutcome(ctx)
 	parts := a.start(ctx)
 	defer parts.stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, nil
+			return ending{}
 		case <-a.restart:
-			return nil, ErrRestart
+			return ending{err: ErrRestart}
+		case next := <-a.tries:
+			return ending{attempt: &next}
 		case <-o.Reload:
 			if next := a.reload(ctx); next != nil {
-				return next, nil
+				return ending{config: next}
 			}
 		}
 	}
@@ -108,11 +134,16 @@ type agent struct {
 	local       *local.Server
 	restart     chan struct{} // closed by the command restart
 	restartOnce sync.Once
+
+	desk    *desk
+	onTrial *running     // this configuration is on trial; nil: it is the file's
+	tries   chan attempt // begun by the command config
+	digest  string       // of the configuration
 }
 
 // open opens the parts. What it opened is closed again when a later part does not open.
-func open(ctx context.Context, c *config.Config, o Options) (*agent, error) {
-	a := &agent{config: c, options: o, log: o.Log, started: time.Now(), restart: make(chan struct{})}
+func open(ctx context.Context, c *config.Config, o Options, d *desk, r *running) (*agent, error) {
+	a := &agent{config: c, options: o, log: o.Log, started: time.Now(), restart: make(chan struct{}), desk: d, onTrial: r, tries: make(chan attempt, 1)}
 	if err := a.openParts(ctx); err != nil {
 		a.close()
 		return nil, err
@@ -131,6 +162,9 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 		return err
 	}
 	fsys := disk.OS()
+	if err = a.openTrial(fsys); err != nil {
+		return err
+	}
 	a.clock = clock.Open(fsys, filepath.Join(c.StateDir, "time"), a.options.Built, a.log)
 	a.openRegistrarTrust(ctx, fsys)
 	if err = a.openIdentity(ctx, fsys); err != nil {

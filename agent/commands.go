@@ -41,8 +41,9 @@ func (a *agent) openCommands(fsys disk.FS) (err error) {
 			"tpm":     {Run: a.tpmCommand},
 			"write":   {Run: a.writeCommand, Acts: true, Target: writeTarget},
 			"restart": {Run: a.restartCommand, Acts: true},
-			"renew":   {Run: a.renewCommand, Acts: true},
-			"roots":   {Run: a.rootsCommand, Acts: true},
+			"renew":   {Run: a.settledOnly(a.renewCommand), Acts: true},
+			"roots":   {Run: a.settledOnly(a.rootsCommand), Acts: true},
+			"config":  {Run: a.configCommand, Acts: true},
 		},
 	})
 	return nil

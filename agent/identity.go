@@ -119,6 +119,11 @@ func (a *agent) brokerSeen(chains [][]*x509.Certificate) {
 }
 
 // refused is told that the broker does not take a certificate of ours.
+//
+// On trial, that is what the new configuration's broker thinks, and no reason for another certificate.
 func (a *agent) refused(fingerprint string, f cause.Failure) {
+	if a.onTrial != nil {
+		return
+	}
 	a.identity.Refused(fingerprint, errors.New(f.Text))
 }

@@ -32,6 +32,7 @@ type Status struct {
 	Authorize authorize.Status `json:"authorize"`
 	Audit     audit.Status     `json:"audit"`
 	Trust     TrustStatus      `json:"trust"`
+	Config    ConfigStatus     `json:"config"`
 }
 
 // ClockStatus is what the agent makes of the system's clock.
@@ -63,6 +64,7 @@ func (a *agent) status() Status {
 		Authorize: a.authority.Status(),
 		Audit:     a.audit.Status(),
 		Trust:     TrustStatus{Broker: a.trust.brokers.Status(), Revocation: a.trust.revocation.Status()},
+		Config:    a.configStatus(),
 	}
 	if a.trust.registrars != nil {
 		status := a.trust.registrars.Status()
@@ -86,6 +88,8 @@ type announcement struct {
 	// log that was set back as a whole ends before it.
 	AuditLine uint64 `json:"audit_line,omitempty"`
 	AuditHash string `json:"audit_hash,omitempty"`
+	// Config is what became of the last configuration from afar.
+	Config *configNews `json:"config,omitempty"`
 }
 
 // state is the part of the announcement whose change is worth a message.
@@ -116,6 +120,7 @@ func (a *agent) announcement() []byte {
 	payload, err := json.Marshal(announcement{
 		Online: true, Boot: a.outbox.Boot(), Version: a.options.Version,
 		state: a.state(), OutboxDepth: a.outbox.Status().Depth, AuditLine: log.Signed, AuditHash: log.Hash,
+		Config: a.configNews(),
 	})
 	if err != nil {
 		return nil // no field of the struct can fail to encode

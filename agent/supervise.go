@@ -39,7 +39,9 @@ func (a *agent) start(ctx context.Context) stages {
 	ground := []part{
 		{"clock", a.clock.Run}, {"outbox", a.outbox.Run}, {"local", a.local.Run}, {"status", a.announceChanges},
 		{"audit", a.audit.Run}, {"revocation", a.trust.revocation.Run}, {"broker roots", a.trust.brokers.Run},
-		{"identity", func(ctx context.Context) error { return a.identity.Run(ctx, a.config.Enroll) }},
+	}
+	if a.onTrial == nil { // on trial the certificate stays the one that the old configuration has
+		ground = append(ground, part{"identity", func(ctx context.Context) error { return a.identity.Run(ctx, a.config.Enroll) }})
 	}
 	if a.trust.registrars != nil {
 		ground = append(ground, part{"registrar roots", a.trust.registrars.Run})

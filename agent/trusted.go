@@ -51,6 +51,9 @@ func (a *agent) openBrokerTrust(fsys disk.FS) (err error) {
 }
 
 func (a *agent) trustOptions(fsys disk.FS) trust.Options {
+	if a.onTrial != nil {
+		fsys = held{fsys}
+	}
 	return trust.Options{FS: fsys, StateDir: a.config.StateDir, Clock: a.clock, Log: a.log, Changed: a.recheck}
 }
 

@@ -132,6 +132,14 @@ func (x *Executor) Local(ctx context.Context, name string, args json.RawMessage)
 	return result, err
 }
 
+type idKey struct{}
+
+// ID returns the id of the cloud's command that ctx belongs to; empty for one of the local API.
+func ID(ctx context.Context) string {
+	id, _ := ctx.Value(idKey{}).(string)
+	return id
+}
+
 func (x *Executor) run(ctx context.Context, name string, c Command, args json.RawMessage) (any, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

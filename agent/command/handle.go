@@ -149,6 +149,7 @@ func (x *Executor) judge(ctx context.Context, c Command, r request, op *authoriz
 // perform uses up the token, runs the command and signs what was done. Between Begin and Finish
 // of the journal.
 func (x *Executor) perform(ctx context.Context, c Command, op authorize.Operation, d authorize.Decision) reply {
+	ctx = context.WithValue(ctx, idKey{}, op.ID)
 	if !c.Acts {
 		result, err := x.run(ctx, op.Command, c, op.Args)
 		return makeReply(op.ID, result, err)

@@ -30,6 +30,7 @@ func runAgent(ctx context.Context, e *env) error {
 	defer signal.Stop(reload)
 	err = agent.Run(ctx, agent.Options{
 		Load:    func() (*config.Config, error) { return loadConfig(e) },
+		File:    e.configPath,
 		Reload:  reload,
 		Version: version,
 		Built:   buildTime(),
