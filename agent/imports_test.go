@@ -115,9 +115,11 @@ var rooms = map[string]arrows{
 	"agent/command/journal": {},
 	"agent/local": {
 		"agent/local/listener": "lets clients in over TLS",
+		"agent/local/page":     "shows the status in a browser",
 		"agent/local/role":     "says what each may do",
 	},
 	"agent/local/listener": {},
+	"agent/local/page":     {},
 	"agent/local/role":     {},
 	"agent/outbox":         {},
 	"agent/session": {
@@ -191,6 +193,8 @@ type library struct {
 // libraries is the third rule: what is foreign has one door. A module that is not here is refused.
 var libraries = map[string]library{
 	"github.com/VictoriaMetrics/metrics":  {by: []string{"agent"}, why: "writes /metrics"},
+	"github.com/chromedp/cdproto":         {tests: true, why: "the words of Chromium's protocol"},
+	"github.com/chromedp/chromedp":        {tests: true, why: "drives the browser that the status page is tested in"},
 	"github.com/coreos/go-systemd/v22":    {by: []string{"agent", "cmd/ferrule"}, why: "tells systemd that the agent is ready"},
 	"github.com/creack/pty":               {by: []string{"hw/hwtest"}, tests: true, why: "a pty is the simulated wire"},
 	"github.com/eclipse/paho.mqtt.golang": {by: []string{"agent/session", "build/bench"}, why: "its traps are known in one place; build/bench measures it bare"},
@@ -215,7 +219,7 @@ var libraries = map[string]library{
 
 	"github.com/pkg/errors": {why: "errors are wrapped by fmt.Errorf with %w"},
 	"log":                   {why: "logs are events of log/slog, and the logger is handed in"},
-	"os/exec":               {by: []string{"agent/agenttest", "agent/enroll/hook", "build/bench", "cmd/ferrule-demo", "tpm/tpmtest"}, tests: true, why: "the product starts no program but the one that enroll.command names"},
+	"os/exec":               {by: []string{"agent/agenttest", "agent/enroll/hook", "build/bench", "cmd/ferrule", "cmd/ferrule-demo", "tpm/tpmtest"}, tests: true, why: "the product starts no program but the one that enroll.command names, and the operator's browser for status --web"},
 	"testing":               {by: []string{"internal/disk/disktest"}, tests: true, why: "no program should link it"},
 }
 
