@@ -33,7 +33,19 @@ type Config struct {
 	WriteTimeout quantity.Duration `toml:"write_timeout"`
 	// Most messages per second; 0: no limit. AWS IoT Core allows 100.
 	Rate float64 `toml:"rate"`
-	// Largest packet that is taken from the broker; a larger one ends the connection.
+	// Most bytes a day, in both directions together, as TCP carries them; 0: no limit. The day is
+	// that of UTC, or 24 hours while nobody vouches for the clock. When nine tenths are used up
+	// readings wait in the outbox until the next day; the last tenth is for urgent lines, the status
+	// and commands. Keeping the connection costs about 0.2MiB a day, with or without a budget.
+	DailyBytes quantity.Size `toml:"daily_bytes"`
+	// Longest pause before the first attempt to connect again; 10ms to 10m. A fleet that loses its
+	// broker comes back over this time, not in one second: with 45s no second holds more than a
+	// twentieth of it. Further pauses are twice as long each, up to 2m. "2s" suits a broker that
+	// few devices share.
+	ReconnectSpread quantity.Duration `toml:"reconnect_spread"`
+	// Largest packet that is taken from the broker; a larger one ends the connection. One that has
+	// ended three is quarantined: skipped and acknowledged up to 4MiB, above that the device is
+	// unsubscribed for an hour.
 	MaxInbound quantity.Size `toml:"max_inbound"`
 	// Templates of the topics.
 	Topics encode.Topics `toml:"topics"`
@@ -42,13 +54,14 @@ type Config struct {
 // Default returns what an empty [session] section means; brokers have no default.
 func Default() Config {
 	return Config{
-		Config:       dial.DefaultConfig(),
-		ClientID:     "{device}",
-		Keepalive:    quantity.Duration(time.Minute),
-		Window:       64,
-		WriteTimeout: quantity.Duration(10 * time.Second),
-		MaxInbound:   256 << 10,
-		Topics:       encode.DefaultTopics(),
+		Config:          dial.DefaultConfig(),
+		ClientID:        "{device}",
+		Keepalive:       quantity.Duration(time.Minute),
+		Window:          64,
+		WriteTimeout:    quantity.Duration(10 * time.Second),
+		ReconnectSpread: quantity.Duration(45 * time.Second),
+		MaxInbound:      256 << 10,
+		Topics:          encode.DefaultTopics(),
 	}
 }
 
@@ -60,6 +73,9 @@ const (
 	minWriteTimeout = time.Second
 	minMaxInbound   = 1 << 10
 	maxMaxInbound   = 16 << 20
+	minDailyBytes   = 1 << 20 // what keeping a connection costs several times over
+	minSpread       = 10 * time.Millisecond
+	maxSpread       = 10 * time.Minute
 )
 
 // Validate names every key that cannot be used.
@@ -93,6 +109,12 @@ func (c Config) Validate() error {
 	}
 	if !(c.Rate >= 0 && c.Rate <= 1e6) {
 		bad("use messages per second, or 0 for no limit", "rate: %v", c.Rate)
+	}
+	if n := c.DailyBytes.Bytes(); n != 0 && n < minDailyBytes {
+		bad("use 1MiB or more, or 0 for no limit", "daily_bytes: %v", c.DailyBytes)
+	}
+	if d := c.ReconnectSpread.Std(); d < minSpread || d > maxSpread {
+		bad(`use "10ms" to "10m"; "45s" suits a fleet, "2s" a few devices`, "reconnect_spread: %v", c.ReconnectSpread)
 	}
 	if n := c.MaxInbound.Bytes(); n < minMaxInbound || n > maxMaxInbound {
 		bad("use 1KiB to 16MiB", "max_inbound: %v", c.MaxInbound)
