@@ -31,37 +31,40 @@ type aside struct {
 // SetAside takes an entry that cannot be delivered out of the queue: it is kept in a file of bounded
 // size, counted, and never sent again. The others keep their order. An id that was never handed out, or
 // is acknowledged, is ignored.
-func (o *Outbox) SetAside(id uint64, reason string) {
-	e, ok := o.takeOut(id)
+func (s *Lanes) SetAside(id uint64, reason string) {
+	e, ok := s.takeOut(id)
 	if !ok {
 		return
 	}
-	o.log.LogAttrs(context.Background(), slog.LevelWarn, "entry set aside", slog.String("topic", e.topic),
+	l := s.normal // one file for both lanes
+	l.log.LogAttrs(context.Background(), slog.LevelWarn, "entry set aside", slog.String("topic", e.topic),
 		slog.Uint64("boot", e.boot), slog.Uint64("seq", e.seq), slog.String("reason", reason))
-	o.diskMu.Lock()
-	defer o.diskMu.Unlock()
-	o.report(settingAside, o.writeAside(&e, reason))
+	l.diskMu.Lock()
+	defer l.diskMu.Unlock()
+	l.report(settingAside, l.writeAside(&e, reason))
 }
 
-func (o *Outbox) takeOut(id uint64) (entry, bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for i := range o.front.n {
-		if o.front.at(i).id != id {
-			continue
+func (c *common) takeOut(id uint64) (entry, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.lanes {
+		for i := range l.front.n {
+			if id == 0 || l.front.at(i).id != id {
+				continue
+			}
+			if i < l.flight {
+				l.flight--
+			}
+			e := l.front.remove(i)
+			l.leave(e)
+			l.stats.SetAside++
+			return e, true
 		}
-		if i < o.flight {
-			o.flight--
-		}
-		e := o.front.remove(i)
-		o.leave(e)
-		o.stats.SetAside++
-		return e, true
 	}
 	return entry{}, false
 }
 
-func (o *Outbox) writeAside(e *entry, reason string) error {
+func (l *lane) writeAside(e *entry, reason string) error {
 	a := aside{At: time.Now().UTC(), Reason: reason, Boot: e.boot, Seq: e.seq, Line: e.line, Topic: e.topic}
 	if utf8.Valid(e.payload) {
 		a.Text = string(e.payload)
@@ -73,13 +76,13 @@ func (o *Outbox) writeAside(e *entry, reason string) error {
 		return fmt.Errorf("encoding an entry set aside: %w", err)
 	}
 	line = append(line, '\n')
-	f, err := o.fsys.OpenFile(o.path(asideName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	f, err := l.fsys.OpenFile(l.path(asideName), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return fmt.Errorf("keeping an entry set aside: %w", err)
 	}
 	defer f.Close()
 	n, err := f.Write(line)
-	o.count(int64(n))
+	l.count(int64(n))
 	if err == nil {
 		err = f.Sync()
 	}
@@ -87,8 +90,8 @@ func (o *Outbox) writeAside(e *entry, reason string) error {
 		return fmt.Errorf("keeping an entry set aside: %w", err)
 	}
 	// Two files of half a segment each: the newest are kept.
-	if info, err := f.Stat(); err == nil && info.Size() >= o.segmentLimit/2 {
-		return o.fsys.Rename(o.path(asideName), o.path(asideOld))
+	if info, err := f.Stat(); err == nil && info.Size() >= l.segmentLimit/2 {
+		return l.fsys.Rename(l.path(asideName), l.path(asideOld))
 	}
 	return nil
 }

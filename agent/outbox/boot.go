@@ -27,30 +27,30 @@ var bootSeed = record.NewSeed(5)
 var earliest = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // nextBoot returns a number no start had before, and the error that kept it from being stored. highest
-// is the highest number seen in the log.
-func (o *Outbox) nextBoot(highest uint64) (uint64, error) {
+// is the highest number seen in the logs.
+func (c *common) nextBoot(highest uint64) (uint64, error) {
 	boot := randomBoot() // where a counter was damaged, too: it may have begun in this second
-	switch last, err := o.lastBoot(); {
+	switch last, err := c.lastBoot(); {
 	case err == nil:
 		boot = last + 1
 	case errors.Is(err, fs.ErrNotExist) && !time.Now().Before(earliest):
 		boot = max(uint64(time.Now().Unix()), highest+1)
 	}
 	data := bootSeed.Append(nil, strconv.AppendUint(nil, boot, 10))
-	if err := atomicfile.Write(o.fsys, o.path(bootName), data, 0o600); err != nil {
+	if err := atomicfile.Write(c.fsys, c.normal.path(bootName), data, 0o600); err != nil {
 		return randomBoot(), fmt.Errorf("storing the boot counter: %w", err)
 	}
-	o.stats.WrittenBytes += int64(len(data))
-	o.stats.Fsyncs++
+	c.normal.stats.WrittenBytes += int64(len(data))
+	c.normal.stats.Fsyncs++
 	return boot, nil
 }
 
 func randomBoot() uint64 { return randomFrom + rand.Uint64N(randomTo-randomFrom) }
 
 // lastBoot reads the stored number.
-func (o *Outbox) lastBoot() (uint64, error) {
+func (c *common) lastBoot() (uint64, error) {
 	const digits = 20
-	data, err := disk.ReadFile(o.fsys, o.path(bootName), record.HeaderSize+digits)
+	data, err := disk.ReadFile(c.fsys, c.normal.path(bootName), record.HeaderSize+digits)
 	if err != nil {
 		return 0, err
 	}

@@ -7,54 +7,125 @@ import (
 	"time"
 )
 
-// maxRanges bounds Status.DroppedRanges.
-const maxRanges = 64
-
-// admit makes room for an entry as when_full says. It reports whether there is room; o.mu is
+// admit makes room for an entry as when_full says. It reports whether there is room; l.mu is
 // released while it waits for some.
-func (o *Outbox) admit(ctx context.Context, e *entry) (bool, error) {
-	if int64(e.size) > o.entryLimit {
-		o.log.LogAttrs(ctx, slog.LevelWarn, "entry is larger than the outbox takes",
-			slog.String("topic", e.topic), slog.Int("bytes", e.size), slog.Int64("limit", o.entryLimit))
+func (l *lane) admit(ctx context.Context, e *entry) (bool, error) {
+	if int64(e.size) > l.entryLimit {
+		l.log.LogAttrs(ctx, slog.LevelWarn, "entry is larger than the outbox takes",
+			slog.String("topic", e.topic), slog.Int("bytes", e.size), slog.Int64("limit", l.entryLimit))
 		return false, nil
 	}
-	for !o.fits(e.size) {
+	for !l.fits(e.size) {
 		switch {
-		case o.retireActive():
-		case o.config.WhenFull == Block:
-			if err := o.waitForRoom(ctx); err != nil {
+		case l.retireActive() || l.normal.retireActive():
+		case l.config.WhenFull == Block:
+			if err := l.waitForRoom(ctx); err != nil {
 				return false, err
 			}
-		case o.config.WhenFull == DropNewest || !o.dropOldest(e.size):
+		case l.config.WhenFull == DropNewest || !l.makeRoom(e.size):
 			return false, nil
 		}
 	}
 	return true, nil
 }
 
-// fits keeps two segments' worth in hand for headers, footers and half-filled blocks.
-func (o *Outbox) fits(size int) bool {
-	unsaved := o.unsaved + int64(size)
-	return unsaved <= o.memoryLimit &&
-		o.onDisk+unsaved+o.badBytes+2*o.segmentLimit <= o.config.MaxBytes.Bytes()
+// Config.MaxBytes bounds both lanes together. A quarter of it is the urgent lane's share, and it never has
+// more. With drop-oldest the normal lane may fill what the urgent one does not use, and gives it
+// back; otherwise that share is kept free where a line is urgent, or an alarm might find the outbox full.
+
+// urgentShare is the share of n, in bytes.
+func urgentShare(n int64) int64 { return n / 4 }
+
+// keeps is how much of n the normal lane leaves alone, in bytes.
+func (c *common) keeps(n int64) int64 {
+	if c.urgent == nil || !c.urgent.wanted || c.config.WhenFull == DropOldest {
+		return 0
+	}
+	return urgentShare(n)
+}
+
+// limit is what the lane may occupy.
+func (l *lane) limit() int64 {
+	n := l.config.MaxBytes.Bytes()
+	if l == l.urgent {
+		return urgentShare(n)
+	}
+	return n - l.keeps(n)
+}
+
+// unsavedLimit bounds the lane's entries that are on no disk.
+func (l *lane) unsavedLimit() int64 {
+	if l == l.urgent {
+		return urgentShare(l.memoryLimit)
+	}
+	return l.memoryLimit - l.keeps(l.memoryLimit)
+}
+
+// occupied is what the lane takes of its limit. It keeps two segments' worth in hand for headers, footers and
+// half-filled blocks.
+func (l *lane) occupied() int64 { return l.onDisk + l.unsaved + l.badBytes + 2*l.segmentLimit }
+
+// fits reports whether there is room for so many bytes more.
+func (l *lane) fits(size int) bool {
+	more := int64(size)
+	if !l.fitsShare(more) || l.memoryShort(more) {
+		return false
+	}
+	for _, other := range l.lanes {
+		more += other.occupied()
+	}
+	return more <= l.config.MaxBytes.Bytes()
+}
+
+// fitsShare leaves the other lane out of account.
+func (l *lane) fitsShare(more int64) bool {
+	return l.unsaved+more <= l.unsavedLimit() && l.occupied()+more <= l.limit()
+}
+
+// memoryShort reports whether it is memory that has no room for so many bytes more.
+func (l *lane) memoryShort(more int64) bool {
+	if l.unsaved+more > l.unsavedLimit() {
+		return true
+	}
+	for _, other := range l.lanes {
+		more += other.unsaved
+	}
+	return more > l.memoryLimit
+}
+
+// makeRoom drops what is oldest: for an urgent entry in the normal lane, as long as the urgent one keeps to
+// its share. It reports whether it found any.
+func (l *lane) makeRoom(size int) bool {
+	more := int64(size)
+	if l != l.normal && l.fitsShare(more) && l.normal.dropOldest(l.memoryShort(more)) {
+		return true
+	}
+	return l.dropOldest(l.memoryShort(more))
 }
 
 // retireActive gives up the segment being written where it owes nothing but its room.
-func (o *Outbox) retireActive() bool {
-	if o.active == nil || o.active.owes() || o.flushing != 0 {
+func (l *lane) retireActive() bool {
+	if l.active == nil || l.active.owes() || l.flushing != 0 {
 		return false
 	}
-	o.bury(o.active)
+	l.bury(l.active)
 	return true
 }
 
-func (o *Outbox) waitForRoom(ctx context.Context) error {
-	o.mu.Unlock()
-	defer o.mu.Lock()
+// freed wakes the appenders that wait for room.
+func (c *common) freed() {
+	for _, l := range c.lanes {
+		signal(l.room)
+	}
+}
+
+func (l *lane) waitForRoom(ctx context.Context) error {
+	l.mu.Unlock()
+	defer l.mu.Lock()
 	select {
-	case <-o.room:
+	case <-l.room:
 		return nil
-	case <-o.done:
+	case <-l.done:
 		return ErrClosed
 	case <-ctx.Done():
 		return ctx.Err()
@@ -63,28 +134,28 @@ func (o *Outbox) waitForRoom(ctx context.Context) error {
 
 // dropOldest gives up the oldest entries that are not in flight: a whole segment, since less frees
 // nothing, or one entry where it is memory that is short. It reports whether it found any.
-func (o *Outbox) dropOldest(size int) bool {
-	if o.unsaved+int64(size) <= o.memoryLimit {
-		if s := o.oldestIdle(); s != nil {
-			o.giveUp(s)
+func (l *lane) dropOldest(memoryShort bool) bool {
+	if !memoryShort {
+		if s := l.oldestIdle(); s != nil {
+			l.giveUp(s)
 			return true
 		}
 	}
-	return o.dropUnsaved()
+	return l.dropUnsaved()
 }
 
 // oldestIdle returns the first segment after those that entries in flight are in.
-func (o *Outbox) oldestIdle() *segment {
+func (l *lane) oldestIdle() *segment {
 	first := 0
-	if o.flight > 0 {
-		last := o.front.at(o.flight - 1).seg
+	if l.flight > 0 {
+		last := l.front.at(l.flight - 1).seg
 		if last == nil {
 			return nil // the whole log is in flight
 		}
-		first = slices.Index(o.segments, last) + 1
+		first = slices.Index(l.segments, last) + 1
 	}
-	for _, s := range o.segments[first:] {
-		if s != o.active || o.flushing == 0 {
+	for _, s := range l.segments[first:] {
+		if s != l.active || l.flushing == 0 {
 			return s
 		}
 	}
@@ -92,82 +163,62 @@ func (o *Outbox) oldestIdle() *segment {
 }
 
 // giveUp drops all that a segment owes. What is in it unread is named when it is removed.
-func (o *Outbox) giveUp(s *segment) {
-	o.front.filter(func(e *entry) bool {
+func (l *lane) giveUp(s *segment) {
+	l.front.filter(func(e *entry) bool {
 		if e.seg == s {
-			o.lose(e.boot, e.seq)
+			l.lose(e.boot, e.seq)
 		}
 		return e.seg != s
 	})
 	s.loaded = 0
 	if unread := s.records - s.read; unread > 0 {
 		s.lostFrom = 0
-		if o.cursor.seg == s {
-			s.lostFrom = o.cursor.off
+		if l.cursor.seg == s {
+			s.lostFrom = l.cursor.off
 		}
-		o.unread -= unread
-		o.countLost(unread)
+		l.unread -= unread
+		l.countLost(unread)
 		s.read = s.records
 	}
-	o.bury(s)
+	l.bury(s)
 }
 
 // dropUnsaved drops the oldest entry that is neither on disk nor on its way there nor in flight.
-func (o *Outbox) dropUnsaved() bool {
-	for i := max(o.flight, o.front.n-o.waiting); i < o.front.n; i++ {
-		if o.front.at(i).seq > o.flushing {
-			e := o.front.remove(i)
-			o.waiting--
-			o.forget(&e)
+func (l *lane) dropUnsaved() bool {
+	for i := max(l.flight, l.front.n-l.waiting); i < l.front.n; i++ {
+		if l.front.at(i).seq > l.flushing {
+			e := l.front.remove(i)
+			l.waiting--
+			l.forget(&e)
 			return true
 		}
 	}
-	if o.tail.n == 0 || o.tail.at(0).seq <= o.flushing {
+	if l.tail.n == 0 || l.tail.at(0).seq <= l.flushing {
 		return false
 	}
-	e := o.tail.pop()
-	o.forget(&e)
+	e := l.tail.pop()
+	l.forget(&e)
 	return true
 }
 
-func (o *Outbox) forget(e *entry) {
-	o.unsaved -= int64(e.size)
-	o.lose(e.boot, e.seq)
+func (l *lane) forget(e *entry) {
+	l.unsaved -= int64(e.size)
+	l.lose(e.boot, e.seq)
 }
 
 // lose counts an entry as dropped and names its number.
-func (o *Outbox) lose(boot, seq uint64) {
-	o.name(Range{Boot: boot, From: seq, To: seq})
-	o.countLost(1)
+func (c *common) lose(boot, seq uint64) {
+	c.dropped.add(Range{Boot: boot, From: seq, To: seq})
+	c.countLost(1)
 }
 
-func (o *Outbox) countLost(n int) {
-	o.stats.Dropped += uint64(n)
-	if suppressed, due := o.dropLog.due(time.Now()); due {
-		o.log.LogAttrs(context.Background(), slog.LevelWarn, "outbox is full; entries dropped",
-			slog.String("when_full", o.config.WhenFull), slog.Uint64("dropped", o.stats.Dropped),
+func (c *common) countLost(n int) {
+	c.dropped.count += uint64(n)
+	if suppressed, due := c.dropLog.due(time.Now()); due {
+		c.log.LogAttrs(context.Background(), slog.LevelWarn, "outbox is full; entries dropped",
+			slog.String("when_full", c.config.WhenFull), slog.Uint64("dropped", c.dropped.count),
 			slog.Int("events_not_logged", suppressed))
 	}
-}
-
-// name adds numbers to the list of what was dropped.
-func (o *Outbox) name(r Range) {
-	ranges := o.stats.DroppedRanges
-	for i := len(ranges) - 1; i >= 0; i-- {
-		if old := &ranges[i]; old.Boot == r.Boot && r.From <= old.To+1 && old.From <= r.To+1 {
-			old.From, old.To = min(old.From, r.From), max(old.To, r.To)
-			if i+1 < len(ranges) && ranges[i+1].Boot == old.Boot && ranges[i+1].From <= old.To+1 && old.From <= ranges[i+1].To+1 {
-				old.From, old.To = min(old.From, ranges[i+1].From), max(old.To, ranges[i+1].To)
-				o.stats.DroppedRanges = slices.Delete(ranges, i+1, i+2)
-			}
-			return
-		}
-	}
-	if len(ranges) == maxRanges {
-		ranges = slices.Delete(ranges, 0, 1)
-		o.stats.DroppedRangesLeftOut++
-	}
-	o.stats.DroppedRanges = append(ranges, r)
 }
 
 // quiet lets one of many equal log lines through per minute.

@@ -7,12 +7,14 @@ type entry struct {
 	boot, seq   uint64
 	line, topic string
 	payload     []byte
-	taken       time.Time
-	id          uint64   // given when it enters front
-	seg         *segment // nil: not on disk
-	off         int64    // where its record starts in seg
-	size        int      // of its record
-	sent        bool     // handed out before
+	policy      *policy
+	taken       time.Time // by this process; zero: read from the log
+	stamp       uint64    // what the log says of that; see stampFrom
+	id          uint64    // given when it is handed out; 0: not yet
+	seg         *segment  // nil: not on disk
+	off         int64     // where its record starts in seg
+	size        int       // of its record
+	sent        bool      // handed out before
 }
 
 // queue is a ring of entries.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"ferrule/internal/disk"
@@ -20,7 +21,7 @@ const (
 	readPause = 500 * time.Millisecond
 )
 
-// reader is what is guarded by Outbox.readMu.
+// reader is what is guarded by lane.readMu.
 type reader struct {
 	seg   *segment
 	file  disk.File
@@ -50,29 +51,29 @@ func (r *reader) open(fsys disk.FS, p position, end int64) error {
 		}
 		r.seg, r.file = p.seg, f
 	}
-	r.dec.last = skip{}
+	r.dec.last, r.dec.stamped = skip{}, p.seg.stamped
 	r.log = record.NewReader(r.file, p.off, end, p.seg.seed(), maxRecord)
 	return nil
 }
 
 // load brings the next part of the log into front. It may bring nothing. The error is that of ctx.
-func (o *Outbox) load(ctx context.Context) error {
-	o.readMu.Lock()
-	defer o.readMu.Unlock()
-	o.mu.Lock()
-	at, gen := o.cursor, o.readGen
-	if o.unread == 0 || o.closed {
-		o.mu.Unlock()
+func (l *lane) load(ctx context.Context) error {
+	l.readMu.Lock()
+	defer l.readMu.Unlock()
+	l.mu.Lock()
+	at, gen := l.cursor, l.readGen
+	if l.unread == 0 || l.closed {
+		l.mu.Unlock()
 		return nil
 	}
 	end, elsewhere := at.seg.size, at.seg.skip
-	o.mu.Unlock()
+	l.mu.Unlock()
 
-	r := &o.reader
-	entries, dam, err := r.read(o.fsys, at, end, elsewhere, int64(o.preload/4))
+	r := &l.reader
+	entries, dam, err := r.read(l.fsys, at, end, elsewhere, int64(l.preload/4))
 	if err != nil && !errors.Is(err, io.EOF) {
 		if r.tries++; r.tries < readTries {
-			o.report(reading, fmt.Errorf("reading a segment: %w", err))
+			l.report(reading, fmt.Errorf("reading a segment: %w", err))
 			return pause(ctx, readPause<<(r.tries-1))
 		}
 		dam.add(end - max(at.off, r.offset()))
@@ -80,22 +81,25 @@ func (o *Outbox) load(ctx context.Context) error {
 		r.close()
 	}
 	r.tries = 0
-	o.report(reading, dam.err)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if gen != o.readGen {
+	l.report(reading, dam.err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if gen != l.readGen {
 		r.close() // what was read is no longer wanted, or is elsewhere
 		return nil
 	}
-	o.take(at.seg, entries)
+	l.takeIn(at.seg, entries)
 	if dam.bytes > 0 {
-		o.noteDamage(at.seg, dam)
+		l.noteDamage(at.seg, dam)
 	}
-	o.cursor.off = end
+	l.cursor.off = end
 	if err == nil {
-		o.cursor.off = r.offset()
+		l.cursor.off = r.offset()
 	} else if end == at.seg.size {
-		o.endOfSegment(at.seg)
+		l.endOfSegment(at.seg)
+	}
+	if at.seg != l.active && !at.seg.owes() && slices.Contains(l.segments, at.seg) {
+		l.bury(at.seg) // nothing in the rest of it was worth keeping
 	}
 	return nil
 }
@@ -129,44 +133,52 @@ func (r *reader) read(fsys disk.FS, at position, end int64, elsewhere skip, enou
 	return entries, d, nil
 }
 
-// take puts entries read from s into front.
-func (o *Outbox) take(s *segment, entries []entry) {
+// takeIn puts entries read from s into front, but for those that are stale.
+func (l *lane) takeIn(s *segment, entries []entry) {
+	var now moment
+	if l.aging {
+		now = l.moment()
+	}
 	for _, e := range entries {
 		if s.read == s.records { // more than was counted
 			s.records++
-			o.unread++
+			l.unread++
 		}
 		s.read++
+		l.unread--
+		if e.policy = l.policies[e.line]; l.stale(&e, now) {
+			l.noteExpired(&e)
+			continue
+		}
 		s.loaded++
-		o.unread--
 		e.seg = s
-		o.enter(e)
+		l.front.push(e)
 	}
 }
 
 // endOfSegment moves the cursor on; what was counted in s and not found is lost.
-func (o *Outbox) endOfSegment(s *segment) {
-	o.unread -= s.records - s.read
+func (l *lane) endOfSegment(s *segment) {
+	l.unread -= s.records - s.read
 	s.records = s.read
-	for i, other := range o.segments {
-		if other == s && i+1 < len(o.segments) {
-			o.cursor = position{seg: o.segments[i+1]}
+	for i, other := range l.segments {
+		if other == s && i+1 < len(l.segments) {
+			l.cursor = position{seg: l.segments[i+1]}
 		}
 	}
-	if s != o.active && !s.owes() {
-		o.bury(s)
+	if s != l.active && !s.owes() {
+		l.bury(s)
 	}
 }
 
 // noteDamage counts what could not be read, once for each segment that was counted when it was opened.
-func (o *Outbox) noteDamage(s *segment, d damage) {
+func (l *lane) noteDamage(s *segment, d damage) {
 	s.damaged = true
 	if s.counted {
 		return
 	}
-	o.stats.Damaged += uint64(d.stretches)
-	o.stats.DamagedBytes += d.bytes
-	o.log.LogAttrs(context.Background(), slog.LevelWarn, "part of a segment cannot be read",
+	l.stats.Damaged += uint64(d.stretches)
+	l.stats.DamagedBytes += d.bytes
+	l.log.LogAttrs(context.Background(), slog.LevelWarn, "part of a segment cannot be read",
 		slog.String("file", s.path), slog.Int64("bytes", d.bytes), slog.Any("err", d.err))
 }
 

@@ -2,11 +2,9 @@ package outbox
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -16,31 +14,27 @@ import (
 	"ferrule/internal/record"
 )
 
-// recover takes over what earlier starts left. Nothing in the folder can make it fail: what it
-// cannot do is the outbox's first problem.
-func (o *Outbox) recover() {
-	o.writer.place.slot = 0
-	err := o.prepare()
-	var highest uint64
-	if err == nil {
-		highest, err = o.openLog()
+// recover takes over what earlier starts left in the lane, and returns the highest counter of boots seen.
+// Nothing in the folder can make it fail: the error is the lane's first problem.
+func (l *lane) recover() (highest uint64, err error) {
+	if err = l.prepare(); err == nil {
+		highest, err = l.openLog()
 	}
-	boot, bootErr := o.nextBoot(highest)
-	o.boot = boot
-	if err == nil {
-		err = bootErr
-	}
+	l.blind = err != nil
+	return highest, err
+}
+
+// refused notes what recover met.
+func (l *lane) refused(err error) {
 	if err != nil {
-		o.writer.retryAt = time.Now().Add(firstPause)
+		l.writer.retryAt = time.Now().Add(firstPause)
 	}
-	o.report(writing, err)
-	o.log.LogAttrs(context.Background(), slog.LevelInfo, "outbox opened",
-		slog.Uint64("boot", o.boot), slog.Int("entries", o.unread), slog.Int("segments", len(o.segments)))
+	l.report(writing, err)
 }
 
 // openLog finds the segments and what they owe, and the highest counter of boots in them.
-func (o *Outbox) openLog() (highest uint64, err error) {
-	list, err := o.fsys.ReadDir(o.dir)
+func (l *lane) openLog() (highest uint64, err error) {
+	list, err := l.fsys.ReadDir(l.dir)
 	if err != nil {
 		return 0, fmt.Errorf("listing the outbox's folder: %w", err)
 	}
@@ -49,33 +43,33 @@ func (o *Outbox) openLog() (highest uint64, err error) {
 		number, nonce, ok := parseSegmentName(f.Name())
 		switch {
 		case ok:
-			s := &segment{number: number, nonce: nonce, path: o.path(f.Name()), lostFrom: -1, records: -1}
-			if boot := o.inspect(s); boot < randomFrom {
+			s := &segment{number: number, nonce: nonce, path: l.path(f.Name()), lostFrom: -1, records: -1}
+			if boot := l.inspect(s); boot < randomFrom {
 				highest = max(highest, boot)
 			}
 			log = append(log, s)
 		case strings.HasSuffix(f.Name(), badSuffix):
-			b := badFile{path: o.path(f.Name())}
+			b := badFile{path: l.path(f.Name())}
 			if info, err := f.Info(); err == nil {
 				b.size = blocks(info.Size())
 			}
-			o.writer.bad = append(o.writer.bad, b)
-			o.badBytes += b.size
+			l.writer.bad = append(l.writer.bad, b)
+			l.badBytes += b.size
 		case strings.HasSuffix(f.Name(), atomicfile.Suffix), f.Name() == probeName:
-			_ = o.fsys.Remove(o.path(f.Name())) // left by a power cut
+			_ = l.fsys.Remove(l.path(f.Name())) // left by a power cut
 		}
 	}
 	slices.SortFunc(log, func(a, b *segment) int { return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.nonce, b.nonce)) })
-	log = o.dropReplaced(log)
-	log, from := o.dropAcked(log)
-	o.adopt(log, from)
+	log = l.dropReplaced(log)
+	log, from := l.dropAcked(log)
+	l.adopt(log, from)
 	return highest, nil
 }
 
 // inspect reads a segment's header, and its footer where it has one. It returns the boot in the header,
 // 0 where there is none.
-func (o *Outbox) inspect(s *segment) (boot uint64) {
-	f, err := o.fsys.OpenFile(s.path, os.O_RDONLY, 0)
+func (l *lane) inspect(s *segment) (boot uint64) {
+	f, err := l.fsys.OpenFile(s.path, os.O_RDONLY, 0)
 	if err != nil {
 		return 0 // reading it will tell
 	}
@@ -104,7 +98,7 @@ func (o *Outbox) inspect(s *segment) (boot uint64) {
 // dropReplaced buries the segments that another has replaced. One whose copies are not all there was
 // never completed: the originals are, and it counts only for what it has beyond them. So does one whose
 // header is lost, which may have said that it replaces others.
-func (o *Outbox) dropReplaced(log []*segment) []*segment {
+func (l *lane) dropReplaced(log []*segment) []*segment {
 	for _, s := range slices.Clone(log) {
 		originals := func(other *segment) bool {
 			return s.replaces != 0 && s.replaces <= other.number && other.number < s.number
@@ -114,22 +108,22 @@ func (o *Outbox) dropReplaced(log []*segment) []*segment {
 		}
 		switch {
 		case !slices.ContainsFunc(log, originals):
-		case o.complete(s):
+		case l.complete(s):
 			log = slices.DeleteFunc(log, func(other *segment) bool {
 				if originals(other) {
-					o.dead = append(o.dead, other)
+					l.dead = append(l.dead, other)
 				}
 				return originals(other)
 			})
 		default:
-			s.skip = o.last(log, originals)
+			s.skip = l.last(log, originals)
 		}
 	}
 	return log
 }
 
 // last returns the last entry in some of the segments, or that they leave to those before them.
-func (o *Outbox) last(log []*segment, which func(*segment) bool) (last skip) {
+func (l *lane) last(log []*segment, which func(*segment) bool) (last skip) {
 	for _, s := range log {
 		if !which(s) {
 			continue
@@ -137,7 +131,7 @@ func (o *Outbox) last(log []*segment, which func(*segment) bool) (last skip) {
 		if s.skip.seq > 0 && (s.skip.boot != last.boot || s.skip.seq > last.seq) {
 			last = s.skip
 		}
-		entries, _ := o.scan(s, 0, s.size)
+		entries, _ := l.scan(s, 0, s.size)
 		for i := range entries {
 			if e := &entries[i]; e.boot != last.boot || e.seq > last.seq {
 				last = skip{boot: e.boot, seq: e.seq}
@@ -148,11 +142,11 @@ func (o *Outbox) last(log []*segment, which func(*segment) bool) (last skip) {
 }
 
 // complete reports whether all entries that s says it copied are there.
-func (o *Outbox) complete(s *segment) bool {
+func (l *lane) complete(s *segment) bool {
 	if s.first == 0 {
 		return false
 	}
-	entries, _ := o.scan(s, 0, s.size)
+	entries, _ := l.scan(s, 0, s.size)
 	if len(entries) < s.copied {
 		return false
 	}
@@ -168,47 +162,47 @@ func (o *Outbox) complete(s *segment) bool {
 
 // dropAcked buries the segments before the place last saved. from is where the first that remains
 // begins to owe.
-func (o *Outbox) dropAcked(log []*segment) (rest []*segment, from int64) {
-	for _, p := range o.readPlaces() {
+func (l *lane) dropAcked(log []*segment) (rest []*segment, from int64) {
+	for _, p := range l.readPlaces() {
 		i := slices.IndexFunc(log, func(s *segment) bool { return s.number == p.number && s.nonce == p.nonce })
 		if i < 0 || i == 0 && p.off < from {
 			continue
 		}
-		o.dead = append(o.dead, log[:i]...)
+		l.dead = append(l.dead, log[:i]...)
 		log, from = log[i:], p.off
 	}
 	return log, from
 }
 
-// adopt makes log the outbox's, of whose first segment all before from is acknowledged.
-func (o *Outbox) adopt(log []*segment, from int64) {
-	o.cursor.off = from
+// adopt makes log the lane's, of whose first segment all before from is acknowledged.
+func (l *lane) adopt(log []*segment, from int64) {
+	l.cursor.off = from
 	for i, s := range log {
 		if i > 0 {
 			from = 0
 		}
 		if s.records < 0 || from > 0 || s.skip.seq > 0 {
-			o.countEntries(s, from)
+			l.countEntries(s, from)
 		}
 		if s.records <= 0 {
-			o.dead = append(o.dead, s)
+			l.dead = append(l.dead, s)
 			if i == 0 {
-				o.cursor.off = 0
+				l.cursor.off = 0
 			}
 			continue
 		}
-		o.segments = append(o.segments, s)
-		o.unread += s.records
-		o.onDisk += s.alloc()
+		l.segments = append(l.segments, s)
+		l.unread += s.records
+		l.onDisk += s.alloc()
 	}
-	if len(o.segments) > 0 {
-		o.cursor.seg = o.segments[0]
+	if len(l.segments) > 0 {
+		l.cursor.seg = l.segments[0]
 	}
 }
 
 // countEntries finds out what a segment owes that has no footer, or of which a part is acknowledged.
-func (o *Outbox) countEntries(s *segment, from int64) {
-	entries, d := o.scan(s, from, s.size)
+func (l *lane) countEntries(s *segment, from int64) {
+	entries, d := l.scan(s, from, s.size)
 	if d.err != nil && !errors.Is(d.err, fs.ErrNotExist) {
 		s.records = max(1, len(entries)) // to be tried again when its turn comes
 		return
@@ -220,7 +214,7 @@ func (o *Outbox) countEntries(s *segment, from int64) {
 		}
 	}
 	if d.bytes > 0 {
-		o.noteDamage(s, d)
+		l.noteDamage(s, d)
 	}
 	s.counted = true
 }

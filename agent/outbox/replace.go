@@ -12,55 +12,55 @@ import (
 // replace copies what the distrusted source still owes into a new segment, which takes its
 // place. What had been synced before the failure is probably sound, but a page it shares with
 // what failed may not be.
-func (o *Outbox) replace() error {
-	w := &o.writer
-	copies := o.owed(w.source)
-	if err := o.create(len(copies)); err != nil {
+func (l *lane) replace() error {
+	w := &l.writer
+	copies := l.owed(w.source)
+	if err := l.create(len(copies)); err != nil {
 		return err
 	}
 	seg := w.seg
-	w.buf = seg.appendHeader(w.buf[:0], o.boot)
+	w.buf = seg.appendHeader(w.buf[:0], l.boot)
 	offs := make([]int64, len(copies))
 	for i := range copies {
 		offs[i] = int64(len(w.buf))
 		w.buf = seg.appendEntry(w.buf, &copies[i])
 	}
 	size := int64(len(w.buf))
-	if err := o.writeOut(seg, true); err != nil {
+	if err := l.writeOut(seg, true); err != nil {
 		return err
 	}
-	o.mu.Lock()
-	o.commitCopies(seg, size, copies, offs)
-	o.mu.Unlock()
-	o.sweep()
+	l.mu.Lock()
+	l.commitCopies(seg, size, copies, offs)
+	l.mu.Unlock()
+	l.sweep()
 	// Where the source's name came back, its entries would be sent twice; no more than that.
-	_ = o.fsys.SyncDir(o.dir)
+	_ = l.fsys.SyncDir(l.dir)
 	return nil
 }
 
 // owed returns the entries of s that are neither acknowledged nor given up, in order: those in
 // memory from there, the others from its file.
-func (o *Outbox) owed(s *segment) []entry {
-	o.mu.Lock()
+func (l *lane) owed(s *segment) []entry {
+	l.mu.Lock()
 	var copies []entry
-	for i := range o.front.n {
-		if e := o.front.at(i); e.seg == s {
+	for i := range l.front.n {
+		if e := l.front.at(i); e.seg == s {
 			copies = append(copies, *e)
 		}
 	}
 	from, size := s.size, s.size
 	if s.read < s.records {
 		from = 0
-		if o.cursor.seg == s {
-			from = o.cursor.off
+		if l.cursor.seg == s {
+			from = l.cursor.off
 		}
 	}
-	o.mu.Unlock()
-	rest, damage := o.scan(s, from, size)
+	l.mu.Unlock()
+	rest, damage := l.scan(s, from, size)
 	if damage.bytes > 0 {
-		o.mu.Lock()
-		o.noteDamage(s, damage)
-		o.mu.Unlock()
+		l.mu.Lock()
+		l.noteDamage(s, damage)
+		l.mu.Unlock()
 	}
 	return append(copies, rest...)
 }
@@ -73,16 +73,16 @@ type damage struct {
 }
 
 // scan reads all entries of a segment between two offsets.
-func (o *Outbox) scan(s *segment, from, to int64) (entries []entry, d damage) {
+func (l *lane) scan(s *segment, from, to int64) (entries []entry, d damage) {
 	if from >= to {
 		return nil, d
 	}
-	f, err := o.fsys.OpenFile(s.path, os.O_RDONLY, 0)
+	f, err := l.fsys.OpenFile(s.path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, damage{stretches: 1, bytes: to - from, err: err}
 	}
 	defer f.Close()
-	var dec decoder
+	dec := decoder{stamped: s.stamped}
 	r := record.NewReader(f, from, to, s.seed(), maxRecord)
 	for {
 		rec, err := r.Next()
@@ -115,19 +115,19 @@ func (d *damage) add(bytes int64) {
 
 // commitCopies lets seg take the place of the source it was copied from. Meanwhile entries may have
 // been acknowledged, loaded, or given up.
-func (o *Outbox) commitCopies(seg *segment, size int64, copies []entry, offs []int64) {
-	w, src := &o.writer, o.writer.source
+func (l *lane) commitCopies(seg *segment, size int64, copies []entry, offs []int64) {
+	w, src := &l.writer, l.writer.source
 	seg.size, seg.records, seg.read = size, len(copies), len(copies)
-	o.segments = append(o.segments, seg)
-	o.onDisk += seg.alloc()
-	o.active = seg
-	o.stats.Fsyncs++
+	l.segments = append(l.segments, seg)
+	l.onDisk += seg.alloc()
+	l.active = seg
+	l.stats.Fsyncs++
 	w.distrusted, w.source = 0, nil
-	if !slices.Contains(o.segments, src) {
+	if !slices.Contains(l.segments, src) {
 		return
 	}
-	for i := range o.front.n {
-		if e := o.front.at(i); e.seg == src {
+	for i := range l.front.n {
+		if e := l.front.at(i); e.seg == src {
 			at, _ := slices.BinarySearchFunc(copies, e.off, func(c entry, off int64) int { return int(c.off - off) })
 			e.seg, e.off = seg, offs[at]
 			seg.loaded++
@@ -135,16 +135,16 @@ func (o *Outbox) commitCopies(seg *segment, size int64, copies []entry, offs []i
 	}
 	if src.read < src.records {
 		first := 0 // of copies that is unread
-		if o.cursor.seg == src {
-			first, _ = slices.BinarySearchFunc(copies, o.cursor.off, func(c entry, off int64) int { return int(c.off - off) })
+		if l.cursor.seg == src {
+			first, _ = slices.BinarySearchFunc(copies, l.cursor.off, func(c entry, off int64) int { return int(c.off - off) })
 		}
-		o.unread += len(copies) - first - (src.records - src.read)
+		l.unread += len(copies) - first - (src.records - src.read)
 		seg.read = first
-		if o.cursor.seg == src && first < len(copies) {
-			o.cursor = position{seg: seg, off: offs[first]}
+		if l.cursor.seg == src && first < len(copies) {
+			l.cursor = position{seg: seg, off: offs[first]}
 		}
 	}
 	src.read, src.loaded = src.records, 0
-	o.readGen++
-	o.bury(src)
+	l.readGen++
+	l.bury(src)
 }

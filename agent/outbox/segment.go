@@ -14,9 +14,13 @@ import (
 // segment that surfaces in a new one is therefore no entry. The first byte of a record's payload is
 // its kind:
 //
-//	header 1: uvarint boot, made (Unix ms), replaces (segment number; 0: none), copied
-//	entry  2: uvarint boot, seq, taken (Unix ms), len(line), line, len(topic), topic, payload
+//	header 1: uvarint boot, made (Unix ms), replaces (segment number; 0: none), copied, version
+//	entry  2: uvarint boot, seq, taken, len(line), line, len(topic), topic, payload
 //	footer 3: uint32 entries
+//
+// The header of a segment of before there were lanes has no version, 0. What it calls taken is the time by a
+// clock that nobody may have vouched for, and counts as unknown; from version 1 on it is a stamp, see
+// stampFrom. A program of before reads such a segment well.
 //
 // A segment that replaces others holds all they still owed in its first copied entries. Only when
 // all of these can be read do the others not count; see dropReplaced.
@@ -25,12 +29,14 @@ const (
 	kindEntry  = 2
 	kindFooter = 3
 
+	stamped = 1 // the version from which entries have stamps
+
 	footerSize = record.HeaderSize + 5
 )
 
 var errFormat = errors.New("record is not of a known form")
 
-// segment is one file of the log. Its counters are guarded by Outbox.mu.
+// segment is one file of the log. Its counters are guarded by lane.mu.
 type segment struct {
 	number, nonce uint64
 	path          string
@@ -40,7 +46,7 @@ type segment struct {
 	first   int64 // where entries begin, found by recover; 0: it has no header
 	records int   // entries in them
 	read    int   // of these, how many the cursor has passed
-	loaded  int   // of those, how many are in Outbox.front
+	loaded  int   // of those, how many are in lane.front
 	damaged bool  // something in it could not be read: it is kept as .bad
 	counted bool  // the damage has been counted
 	// lostFrom is where entries begin that when_full gave up unread; -1: none.
@@ -50,6 +56,7 @@ type segment struct {
 	// replaces and copied as in the header.
 	replaces uint64
 	copied   int
+	stamped  bool
 }
 
 // skip names the entries of one boot up to a seq.
@@ -86,6 +93,7 @@ func (s *segment) appendHeader(dst []byte, boot uint64) []byte {
 	dst = binary.AppendUvarint(dst, unixMilli(s.made))
 	dst = binary.AppendUvarint(dst, s.replaces)
 	dst = binary.AppendUvarint(dst, uint64(s.copied))
+	dst = binary.AppendUvarint(dst, stamped)
 	s.seed().Seal(dst, start)
 	return dst
 }
@@ -94,6 +102,7 @@ func (s *segment) parseHeader(payload []byte) (boot uint64, err error) {
 	d := fields{b: payload[1:]}
 	boot, made := d.uvarint(), d.uvarint()
 	replaces, copied := d.uvarint(), d.uvarint()
+	s.stamped = len(d.b) > 0 && d.uvarint() >= stamped
 	if d.err != nil {
 		return 0, d.err
 	}
@@ -123,7 +132,7 @@ func (s *segment) appendEntry(dst []byte, e *entry) []byte {
 	dst = append(record.Begin(dst), kindEntry)
 	dst = binary.AppendUvarint(dst, e.boot)
 	dst = binary.AppendUvarint(dst, e.seq)
-	dst = binary.AppendUvarint(dst, unixMilli(e.taken))
+	dst = binary.AppendUvarint(dst, e.stamp)
 	dst = binary.AppendUvarint(dst, uint64(len(e.line)))
 	dst = append(dst, e.line...)
 	dst = binary.AppendUvarint(dst, uint64(len(e.topic)))
@@ -135,14 +144,14 @@ func (s *segment) appendEntry(dst []byte, e *entry) []byte {
 
 // recordSize is the length of e as a record, in bytes.
 func (e *entry) recordSize() int {
-	return record.HeaderSize + 1 + uvarintLen(e.boot) + uvarintLen(e.seq) + uvarintLen(unixMilli(e.taken)) +
+	return record.HeaderSize + 1 + uvarintLen(e.boot) + uvarintLen(e.seq) + uvarintLen(e.stamp) +
 		uvarintLen(uint64(len(e.line))) + len(e.line) + uvarintLen(uint64(len(e.topic))) + len(e.topic) + len(e.payload)
 }
 
 // parseEntry decodes a record; topic and line come from names, the payload is not copied.
 func parseEntry(payload []byte, names *intern) (entry, error) {
 	d := fields{b: payload[1:]}
-	e := entry{boot: d.uvarint(), seq: d.uvarint(), taken: time.UnixMilli(int64(d.uvarint()))}
+	e := entry{boot: d.uvarint(), seq: d.uvarint(), stamp: d.uvarint()}
 	e.line, e.topic = names.string(d.bytes()), names.string(d.bytes())
 	e.payload = d.b
 	return e, d.err
@@ -150,8 +159,9 @@ func parseEntry(payload []byte, names *intern) (entry, error) {
 
 // decoder turns the records of one segment into entries.
 type decoder struct {
-	names intern
-	last  skip
+	names   intern
+	last    skip
+	stamped bool // as the segment is
 }
 
 // entry decodes a record; ok is false where it is another kind. A number that does not rise is of a
@@ -162,6 +172,9 @@ func (d *decoder) entry(rec record.Record) (e entry, ok bool, err error) {
 	}
 	if e, err = parseEntry(rec.Payload, &d.names); err != nil || d.last.covers(&e) {
 		return e, false, errFormat
+	}
+	if !d.stamped {
+		e.stamp = 0
 	}
 	d.last = skip{boot: e.boot, seq: e.seq}
 	e.off, e.size = rec.Offset, int(rec.End()-rec.Offset)

@@ -27,8 +27,8 @@ type Status struct {
 	Acked    uint64 `json:"acked"`
 	Resent   uint64 `json:"resent"`
 	SetAside uint64 `json:"set_aside"`
-	// Dropped counts entries lost to the bound; DroppedRanges names them, newest last, at most 64.
-	// DroppedRangesLeftOut older ranges are not listed.
+	// Dropped counts entries lost to the bound; DroppedRanges names their numbers in at most 64 ranges, those of
+	// a later boot last. DroppedRangesLeftOut ranges of older boots are not listed.
 	Dropped              uint64  `json:"dropped"`
 	DroppedRanges        []Range `json:"dropped_ranges,omitempty"`
 	DroppedRangesLeftOut uint64  `json:"dropped_ranges_left_out,omitempty"`
@@ -92,36 +92,80 @@ type problem struct {
 }
 
 // Status returns the state of the outbox.
-func (o *Outbox) Status() Status {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	s := o.stats
-	s.DroppedRanges = slices.Clone(s.DroppedRanges)
-	s.Boot, s.Seq = o.boot, o.seq
-	s.Depth, s.InFlight = o.front.n+o.unread+o.tail.n, o.flight
-	s.DiskBytes, s.UnsavedBytes = o.onDisk+o.badBytes, o.unsaved
-	s.Bytes, s.Segments = s.DiskBytes+s.UnsavedBytes, len(o.segments)
-	if t := o.oldest(); !t.IsZero() {
-		s.OldestAge = max(0, time.Since(t).Seconds())
+func (s *Lanes) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Status{
+		Boot: s.boot, Seq: s.seq,
+		Dropped: s.dropped.count, DroppedRanges: slices.Clone(s.dropped.ranges), DroppedRangesLeftOut: s.dropped.leftOut,
+		Expired: s.expired.count, ExpiredRanges: slices.Clone(s.expired.ranges), ExpiredRangesLeftOut: s.expired.leftOut,
 	}
-	for _, p := range o.problems {
-		if p.err != nil {
-			s.Problem, s.ProblemSince = p.err.Error(), p.since
-			break
+	for name, p := range s.policies {
+		if p.expired > 0 {
+			if st.ExpiredLines == nil {
+				st.ExpiredLines = map[string]uint64{}
+			}
+			st.ExpiredLines[name] = p.expired
 		}
 	}
-	return s
+	now := s.moment()
+	var worst problemKind
+	for _, l := range s.lanes {
+		st.add(l, now)
+		for kind, p := range l.problems {
+			if p.err != nil && (st.Problem == "" || problemKind(kind) < worst) {
+				st.Problem, st.ProblemSince, worst = p.err.Error(), p.since, problemKind(kind)
+			}
+		}
+	}
+	if len(s.lanes) == 1 {
+		st.Lanes = nil
+	}
+	return st
 }
 
-// oldest returns when the first entry was taken; of a segment that is not loaded, when it was made.
-func (o *Outbox) oldest() time.Time {
-	switch {
-	case o.front.n > 0:
-		return o.front.at(0).taken
-	case o.unread > 0:
-		return o.cursor.seg.made
-	case o.tail.n > 0:
-		return o.tail.at(0).taken
+// add counts a lane in.
+func (s *Status) add(l *lane, now moment) {
+	part := LaneStatus{
+		Name: l.name, Depth: l.depth(), InFlight: l.flight, Bytes: l.onDisk + l.badBytes + l.unsaved,
+		OldestAge: l.oldestAge(now).Seconds(),
 	}
-	return time.Time{}
+	s.Lanes = append(s.Lanes, part)
+	s.Depth += part.Depth
+	s.InFlight += part.InFlight
+	s.Bytes += part.Bytes
+	s.OldestAge = max(s.OldestAge, part.OldestAge)
+	s.DiskBytes += l.onDisk + l.badBytes
+	s.UnsavedBytes += l.unsaved
+	s.Segments += len(l.segments)
+	s.Appended += l.stats.Appended
+	s.Acked += l.stats.Acked
+	s.Resent += l.stats.Resent
+	s.SetAside += l.stats.SetAside
+	s.Damaged += l.stats.Damaged
+	s.DamagedBytes += l.stats.DamagedBytes
+	s.WrittenBytes += l.stats.WrittenBytes
+	s.Fsyncs += l.stats.Fsyncs
+}
+
+// oldestAge is how long ago the first entry was taken. Where nobody knows it is reckoned from when its
+// segment was made.
+func (l *lane) oldestAge(now moment) time.Duration {
+	var seg *segment
+	switch {
+	case l.front.n > 0:
+		e := l.front.at(0)
+		if age, known := l.age(e, now); known {
+			return max(0, age)
+		}
+		seg = e.seg
+	case l.unread > 0:
+		seg = l.cursor.seg
+	case l.tail.n > 0:
+		return max(0, now.mono.Sub(l.tail.at(0).taken))
+	}
+	if seg == nil {
+		return 0
+	}
+	return max(0, now.mono.Sub(seg.made))
 }

@@ -21,90 +21,106 @@ type badFile struct {
 	size int64
 }
 
+// sweepAll removes before something is written what made room for it, in the other lane too.
+func (l *lane) sweepAll() {
+	l.sweep()
+	if l == l.normal {
+		return
+	}
+	l.mu.Lock()
+	owed := len(l.normal.dead) > 0
+	l.mu.Unlock()
+	if owed {
+		l.normal.diskMu.Lock()
+		defer l.normal.diskMu.Unlock()
+		l.normal.sweep()
+	}
+}
+
 // sweep removes the segments that owe nothing; a damaged one is set aside.
-func (o *Outbox) sweep() {
-	o.mu.Lock()
-	dead := o.dead
-	o.dead = nil
-	trouble := o.problems[removing].err != nil
-	o.mu.Unlock()
+func (l *lane) sweep() {
+	l.mu.Lock()
+	dead := l.dead
+	l.dead = nil
+	trouble := l.problems[removing].err != nil
+	l.mu.Unlock()
 	if len(dead) == 0 && !trouble {
 		return
 	}
 	var failed error
 	for i, s := range dead {
-		if err := o.dispose(s); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := l.dispose(s); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			failed = fmt.Errorf("removing a segment: %w", err)
-			o.mu.Lock()
-			o.dead = append(o.dead, dead[i:]...)
-			o.mu.Unlock()
+			l.mu.Lock()
+			l.dead = append(l.dead, dead[i:]...)
+			l.mu.Unlock()
 			break
 		}
 	}
-	o.report(removing, failed)
+	l.report(removing, failed)
 }
 
-func (o *Outbox) dispose(s *segment) error {
-	if o.writer.seg == s {
-		_ = o.writer.closeSegment()
+func (l *lane) dispose(s *segment) error {
+	if l.writer.seg == s {
+		_ = l.writer.closeSegment()
 	}
 	if s.lostFrom >= 0 {
-		o.nameLost(s)
+		l.nameLost(s)
 	}
 	if !s.damaged {
-		return o.fsys.Remove(s.path)
+		return l.fsys.Remove(s.path)
 	}
-	err := o.setBad(s)
+	err := l.setBad(s)
 	if err == nil {
-		o.report(reading, nil) // it is no longer in the way
+		l.report(reading, nil) // it is no longer in the way
 	}
 	return err
 }
 
 // nameLost finds out which numbers were in a segment that was given up unread.
-func (o *Outbox) nameLost(s *segment) {
-	entries, _ := o.scan(s, s.lostFrom, s.size)
+func (l *lane) nameLost(s *segment) {
+	entries, _ := l.scan(s, s.lostFrom, s.size)
 	s.lostFrom = -1
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for i := 0; i < len(entries); {
 		r := Range{Boot: entries[i].boot, From: entries[i].seq, To: entries[i].seq}
 		for i++; i < len(entries) && entries[i].boot == r.Boot && entries[i].seq == r.To+1; i++ {
 			r.To++
 		}
-		o.name(r)
+		l.dropped.add(r)
 	}
 }
 
 // setBad keeps a damaged segment, the newest four segments' worth.
-func (o *Outbox) setBad(s *segment) error {
-	w, limit := &o.writer, 4*o.segmentLimit
+func (l *lane) setBad(s *segment) error {
+	w, limit := &l.writer, 4*l.segmentLimit
 	if s.alloc() > limit {
-		return o.fsys.Remove(s.path)
+		return l.fsys.Remove(s.path)
 	}
-	if err := o.fsys.Rename(s.path, s.path+badSuffix); err != nil {
+	if err := l.fsys.Rename(s.path, s.path+badSuffix); err != nil {
 		return err
 	}
 	w.bad = append(w.bad, badFile{path: s.path + badSuffix, size: s.alloc()})
-	return o.trimBad(limit)
+	return l.trimBad(limit)
 }
 
-func (o *Outbox) trimBad(limit int64) error {
-	w := &o.writer
+func (l *lane) trimBad(limit int64) error {
+	w := &l.writer
 	var total int64
 	for _, b := range w.bad {
 		total += b.size
 	}
 	var err error
 	for len(w.bad) > 0 && total > limit && err == nil {
-		if err = o.fsys.Remove(w.bad[0].path); err == nil || errors.Is(err, fs.ErrNotExist) {
+		if err = l.fsys.Remove(w.bad[0].path); err == nil || errors.Is(err, fs.ErrNotExist) {
 			total -= w.bad[0].size
 			w.bad, err = w.bad[1:], nil
 		}
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.badBytes = total
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.badBytes = total
 	return err
 }
 
@@ -136,30 +152,30 @@ func (p *place) close() error {
 }
 
 // acked returns up to where everything on disk is acknowledged.
-func (o *Outbox) acked() (p position, ok bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
+func (l *lane) acked() (p position, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	switch {
-	case len(o.segments) == 0:
+	case len(l.segments) == 0:
 		return p, false
-	case o.front.n > 0 && o.front.at(0).seg != nil:
-		e := o.front.at(0)
+	case l.front.n > 0 && l.front.at(0).seg != nil:
+		e := l.front.at(0)
 		return position{seg: e.seg, off: e.off}, true
-	case o.unread > 0:
-		return o.cursor, true
+	case l.unread > 0:
+		return l.cursor, true
 	}
-	last := o.segments[len(o.segments)-1]
+	last := l.segments[len(l.segments)-1]
 	return position{seg: last, off: last.size}, true
 }
 
-func (o *Outbox) savePlace(now bool) {
-	w := &o.writer
-	p, ok := o.acked()
+func (l *lane) savePlace(now bool) {
+	w := &l.writer
+	p, ok := l.acked()
 	if !ok || p == w.place.saved || p.off <= headerRoom && p.seg != w.place.saved.seg || !now && time.Since(w.place.at) < tick {
 		return
 	}
 	if w.place.file == nil {
-		f, err := o.fsys.OpenFile(o.path(placeName), os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := l.fsys.OpenFile(l.path(placeName), os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {
 			return // costs duplicates; the disk's trouble shows elsewhere
 		}
@@ -170,7 +186,7 @@ func (o *Outbox) savePlace(now bool) {
 		payload = binary.LittleEndian.AppendUint64(payload, v)
 	}
 	n, _ := w.place.file.WriteAt(placeSeed.Append(nil, payload), w.place.slot*placeSlot)
-	o.count(int64(n))
+	l.count(int64(n))
 	w.place.slot ^= 1
 	w.place.saved, w.place.at = p, time.Now()
 }
@@ -182,8 +198,8 @@ type savedPlace struct {
 }
 
 // readPlaces returns what the slots say that can be read.
-func (o *Outbox) readPlaces() (places []savedPlace) {
-	data, err := disk.ReadFile(o.fsys, o.path(placeName), 2*placeSlot)
+func (l *lane) readPlaces() (places []savedPlace) {
+	data, err := disk.ReadFile(l.fsys, l.path(placeName), 2*placeSlot)
 	if err != nil {
 		return nil
 	}

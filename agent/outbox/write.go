@@ -25,7 +25,7 @@ const (
 	probeName = "probe"
 )
 
-// writer is what is guarded by Outbox.diskMu.
+// writer is what is guarded by lane.diskMu.
 type writer struct {
 	ready  bool      // the folder is there and its names are known
 	number uint64    // of the next segment
@@ -64,60 +64,66 @@ func (w *writer) closeSegment() error {
 }
 
 // flush makes everything durable, unless the disk fails. diskMu is held.
-func (o *Outbox) flush() error {
-	err := o.prepare()
+func (l *lane) flush() error {
+	err := l.prepare()
+	if err == nil && l == l.normal {
+		err = l.keepLines()
+	}
 	if err == nil {
-		o.sweep()
+		l.sweepAll()
 		wrote := false
 		for more := true; more && err == nil; {
-			if more, err = o.writeSome(); more {
+			if more, err = l.writeSome(); more {
 				wrote = true
 			}
 		}
-		if err == nil && !wrote && o.troubled() {
-			err = o.probe()
+		if err == nil && !wrote && l.troubled() {
+			err = l.probe()
 		}
 	}
 	if err != nil {
-		o.writer.pause = min(max(2*o.writer.pause, firstPause), longestPause)
-		o.writer.retryAt = time.Now().Add(o.writer.pause)
-		o.makeSpace(err)
+		l.writer.pause = min(max(2*l.writer.pause, firstPause), longestPause)
+		l.writer.retryAt = time.Now().Add(l.writer.pause)
+		l.makeSpace(err)
 	} else {
-		o.writer.pause = 0
+		l.writer.pause = 0
 	}
-	o.report(writing, err)
+	l.report(writing, err)
 	return err
 }
 
 // makeSpace gives up the oldest segment where the disk is full before the outbox is, and memory fills up: with
 // drop-oldest what is new goes before what is old. The next attempt has its room.
-func (o *Outbox) makeSpace(err error) {
-	if o.config.WhenFull != DropOldest || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+func (l *lane) makeSpace(err error) {
+	if l.config.WhenFull != DropOldest || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
 		return
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.unsaved <= o.memoryLimit/2 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.unsaved <= l.unsavedLimit()/2 {
 		return
 	}
-	if s := o.oldestIdle(); s != nil {
-		o.giveUp(s)
+	for _, other := range []*lane{l.normal, l} { // the urgent lane's room is that of others first
+		if s := other.oldestIdle(); s != nil {
+			other.giveUp(s)
+			return
+		}
 	}
 }
 
 // prepare makes the folder and finds out which segment numbers are taken.
-func (o *Outbox) prepare() error {
-	w := &o.writer
+func (l *lane) prepare() error {
+	w := &l.writer
 	if w.ready {
 		return nil
 	}
-	if err := o.fsys.MkdirAll(o.dir, 0o700); err != nil {
+	if err := l.fsys.MkdirAll(l.dir, 0o700); err != nil {
 		return fmt.Errorf("making the outbox's folder: %w", err)
 	}
-	if err := o.fsys.SyncDir(filepath.Dir(o.dir)); err != nil {
+	if err := l.fsys.SyncDir(filepath.Dir(l.dir)); err != nil {
 		return fmt.Errorf("syncing the folder above the outbox: %w", err)
 	}
-	list, err := o.fsys.ReadDir(o.dir)
+	list, err := l.fsys.ReadDir(l.dir)
 	if err != nil {
 		return fmt.Errorf("listing the outbox's folder: %w", err)
 	}
@@ -132,78 +138,78 @@ func (o *Outbox) prepare() error {
 }
 
 // troubled reports whether the last write failed.
-func (o *Outbox) troubled() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.problems[writing].err != nil
+func (l *lane) troubled() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.problems[writing].err != nil
 }
 
 // probe finds out whether a disk that failed can be written again, when nothing waits to be.
-func (o *Outbox) probe() error {
-	name := o.path(probeName)
-	if err := atomicfile.Write(o.fsys, name, []byte("can this disk be written?\n"), 0o600); err != nil {
+func (l *lane) probe() error {
+	name := l.path(probeName)
+	if err := atomicfile.Write(l.fsys, name, []byte("can this disk be written?\n"), 0o600); err != nil {
 		return err
 	}
-	return o.fsys.Remove(name)
+	return l.fsys.Remove(name)
 }
 
 // writeSome writes and syncs one batch. more is false when there is nothing to write.
-func (o *Outbox) writeSome() (more bool, err error) {
-	w := &o.writer
-	o.dropSource()
+func (l *lane) writeSome() (more bool, err error) {
+	w := &l.writer
+	l.dropSource()
 	if w.source != nil {
-		return true, o.replace()
+		return true, l.replace()
 	}
-	seg, full := o.collect()
+	seg, full := l.collect()
 	if len(w.batch) == 0 {
 		return false, nil
 	}
 	start := time.Now()
-	size, err := o.writeBatch(seg, full)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.flushing = 0
+	size, err := l.writeBatch(seg, full)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flushing = 0
 	if err != nil {
-		o.active = nil
+		l.active = nil
 		return true, err
 	}
-	o.commit(seg, size, full)
-	o.stats.Fsyncs++
-	o.noteDuration(time.Since(start))
+	l.commit(seg, size, full)
+	l.stats.Fsyncs++
+	l.noteDuration(time.Since(start))
 	return true, nil
 }
 
 // dropSource forgets a distrusted segment that owes nothing any more.
-func (o *Outbox) dropSource() {
-	w := &o.writer
+func (l *lane) dropSource() {
+	w := &l.writer
 	if w.source == nil {
 		return
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if !w.source.owes() && slices.Contains(o.segments, w.source) {
-		o.bury(w.source)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !w.source.owes() && slices.Contains(l.segments, w.source) {
+		l.bury(w.source)
 	}
-	if !slices.Contains(o.segments, w.source) {
+	if !slices.Contains(l.segments, w.source) {
 		w.source = nil
 	}
 }
 
 // collect takes what fits into the active segment, or a new one, into w.batch, oldest first. full says
 // that the segment takes nothing after it.
-func (o *Outbox) collect() (seg *segment, full bool) {
-	w := &o.writer
-	o.mu.Lock()
-	defer o.mu.Unlock()
+func (l *lane) collect() (seg *segment, full bool) {
+	w := &l.writer
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	clear(w.batch)
 	w.batch = w.batch[:0]
-	seg = o.active
+	seg = l.active
 	size, bytes := int64(headerRoom), 0
 	if seg != nil {
 		size = seg.size
 	}
 	take := func(e *entry) bool {
-		if size+int64(e.size) > o.segmentLimit-footerSize && (len(w.batch) > 0 || seg != nil && seg.records > 0) {
+		if size+int64(e.size) > l.segmentLimit-footerSize && (len(w.batch) > 0 || seg != nil && seg.records > 0) {
 			full = true
 			return false
 		}
@@ -214,31 +220,31 @@ func (o *Outbox) collect() (seg *segment, full bool) {
 	}
 	for pass := true; pass; {
 		goOn := true
-		for i := o.front.n - o.waiting; goOn && i < o.front.n; i++ {
-			goOn = take(o.front.at(i))
+		for i := l.front.n - l.waiting; goOn && i < l.front.n; i++ {
+			goOn = take(l.front.at(i))
 		}
-		for i := 0; goOn && i < o.tail.n; i++ {
-			goOn = take(o.tail.at(i))
+		for i := 0; goOn && i < l.tail.n; i++ {
+			goOn = take(l.tail.at(i))
 		}
 		// The first did not fit into what is left: a new segment has room for it.
 		if pass = full && len(w.batch) == 0; pass {
-			o.finishActive()
+			l.finishActive()
 			seg, full, size = nil, false, headerRoom
 		}
 	}
 	if n := len(w.batch); n > 0 {
-		o.flushing = w.batch[n-1].seq
+		l.flushing = w.batch[n-1].seq
 	}
-	full = full || size > o.segmentLimit-o.segmentLimit/16
+	full = full || size > l.segmentLimit-l.segmentLimit/16
 	return seg, full
 }
 
 // finishActive ends the active segment as it is.
-func (o *Outbox) finishActive() {
-	if s := o.active; s != nil && !s.owes() {
-		o.bury(s)
+func (l *lane) finishActive() {
+	if s := l.active; s != nil && !s.owes() {
+		l.bury(s)
 	}
-	o.active = nil
+	l.active = nil
 }
 
 // headerRoom is what is reckoned for a segment's header, in bytes.
@@ -246,16 +252,16 @@ const headerRoom = 64
 
 // writeBatch appends w.batch to seg, or to a new segment where seg is nil (it is then put
 // into w.seg), and syncs. It returns the size the segment now has.
-func (o *Outbox) writeBatch(seg *segment, full bool) (int64, error) {
-	w := &o.writer
+func (l *lane) writeBatch(seg *segment, full bool) (int64, error) {
+	w := &l.writer
 	w.buf = w.buf[:0]
 	fresh := seg == nil
 	if fresh {
-		if err := o.create(0); err != nil {
+		if err := l.create(0); err != nil {
 			return 0, err
 		}
 		seg = w.seg
-		w.buf = seg.appendHeader(w.buf, o.boot)
+		w.buf = seg.appendHeader(w.buf, l.boot)
 	}
 	w.offs = w.offs[:0]
 	for i := range w.batch {
@@ -265,22 +271,22 @@ func (o *Outbox) writeBatch(seg *segment, full bool) (int64, error) {
 	if full {
 		w.buf = seg.appendFooter(w.buf, seg.records+len(w.batch))
 	}
-	return seg.size + int64(len(w.buf)), o.writeOut(seg, fresh)
+	return seg.size + int64(len(w.buf)), l.writeOut(seg, fresh)
 }
 
 // create opens the file of a new segment that copies so many entries of those it replaces.
-func (o *Outbox) create(copied int) error {
-	w := &o.writer
+func (l *lane) create(copied int) error {
+	w := &l.writer
 	if err := w.closeSegment(); err != nil {
 		return fmt.Errorf("closing a segment: %w", err)
 	}
-	if err := o.removeAbandoned(); err != nil {
+	if err := l.removeAbandoned(); err != nil {
 		return err
 	}
 	w.number++
-	s := &segment{number: w.number, nonce: rand.Uint64(), made: time.Now(), lostFrom: -1, replaces: w.distrusted, copied: copied}
-	s.path = o.path(segmentName(s.number, s.nonce))
-	f, err := o.fsys.OpenFile(s.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	s := &segment{number: w.number, nonce: rand.Uint64(), made: time.Now(), lostFrom: -1, replaces: w.distrusted, copied: copied, stamped: true}
+	s.path = l.path(segmentName(s.number, s.nonce))
+	f, err := l.fsys.OpenFile(s.path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("making a segment: %w", err)
 	}
@@ -290,18 +296,18 @@ func (o *Outbox) create(copied int) error {
 
 // writeOut appends w.buf to the file of seg and makes it durable, its name too where it is new.
 // After an error the segment is distrusted.
-func (o *Outbox) writeOut(seg *segment, fresh bool) (err error) {
-	w := &o.writer
+func (l *lane) writeOut(seg *segment, fresh bool) (err error) {
+	w := &l.writer
 	defer func() {
 		if err != nil {
-			o.distrust(seg, fresh)
+			l.distrust(seg, fresh)
 		}
 	}()
 	if w.seg != seg {
 		return fmt.Errorf("writing %s: %w", seg.path, os.ErrClosed)
 	}
 	n, err := w.file.WriteAt(w.buf, seg.size)
-	o.count(int64(n))
+	l.count(int64(n))
 	if err != nil {
 		return fmt.Errorf("writing a segment: %w", err)
 	}
@@ -309,7 +315,7 @@ func (o *Outbox) writeOut(seg *segment, fresh bool) (err error) {
 		return fmt.Errorf("syncing a segment: %w", err)
 	}
 	if fresh {
-		if err := o.fsys.SyncDir(o.dir); err != nil {
+		if err := l.fsys.SyncDir(l.dir); err != nil {
 			return fmt.Errorf("syncing the outbox's folder: %w", err)
 		}
 	}
@@ -319,22 +325,22 @@ func (o *Outbox) writeOut(seg *segment, fresh bool) (err error) {
 	return nil
 }
 
-func (o *Outbox) count(written int64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.stats.WrittenBytes += written
+func (l *lane) count(written int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stats.WrittenBytes += written
 }
 
 // distrust gives up a segment after a failed write or sync.
-func (o *Outbox) distrust(seg *segment, fresh bool) {
-	w := &o.writer
+func (l *lane) distrust(seg *segment, fresh bool) {
+	w := &l.writer
 	_ = w.closeSegment()
 	if w.distrusted == 0 {
 		w.distrusted = seg.number
 	}
 	if fresh {
 		w.abandoned = append(w.abandoned, seg.path)
-		_ = o.removeAbandoned()
+		_ = l.removeAbandoned()
 		return
 	}
 	w.source = seg
@@ -342,10 +348,10 @@ func (o *Outbox) distrust(seg *segment, fresh bool) {
 
 // removeAbandoned must succeed before another segment is made, so that a disk that takes no
 // more cannot be filled with attempts.
-func (o *Outbox) removeAbandoned() error {
-	w := &o.writer
+func (l *lane) removeAbandoned() error {
+	w := &l.writer
 	for len(w.abandoned) > 0 {
-		err := o.fsys.Remove(w.abandoned[0])
+		err := l.fsys.Remove(w.abandoned[0])
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("removing a segment that could not be written: %w", err)
 		}
@@ -356,103 +362,106 @@ func (o *Outbox) removeAbandoned() error {
 
 // commit puts what was written in its place: seg now has size synced bytes, and w.batch is in it.
 // What had been handed out, or fits into front, stays loaded; the rest leaves memory.
-func (o *Outbox) commit(seg *segment, size int64, full bool) {
-	w := &o.writer
+func (l *lane) commit(seg *segment, size int64, full bool) {
+	w := &l.writer
 	if seg == nil { // new
 		seg = w.seg
-		o.segments = append(o.segments, seg)
+		l.segments = append(l.segments, seg)
 		w.distrusted = 0
 	} else {
-		o.onDisk -= seg.alloc()
+		l.onDisk -= seg.alloc()
 	}
 	seg.size = size
-	o.onDisk += seg.alloc()
+	l.onDisk += seg.alloc()
 	seg.records += len(w.batch)
 	seg.read += len(w.batch)
-	if o.active = seg; full {
-		o.active = nil
+	if l.active = seg; full {
+		l.active = nil
 	}
-	o.settleFront(seg)
-	o.settleTail(seg)
+	l.settleFront(seg)
+	l.settleTail(seg)
 	if full && !seg.owes() {
-		o.bury(seg)
+		l.bury(seg)
 	}
 	clear(w.batch)
-	o.idle = time.Now()
-	signal(o.room)
+	l.idle = time.Now()
+	l.freed()
 }
 
 // settleFront marks the entries of front that are in w.batch as written.
-func (o *Outbox) settleFront(seg *segment) {
-	w := &o.writer
-	for i, j := o.front.n-o.waiting, 0; i < o.front.n && j < len(w.batch); {
-		e := o.front.at(i)
+func (l *lane) settleFront(seg *segment) {
+	w := &l.writer
+	for i, j := l.front.n-l.waiting, 0; i < l.front.n && j < len(w.batch); {
+		e := l.front.at(i)
 		if e.seq != w.batch[j].seq { // acknowledged or set aside meanwhile
 			j++
 			continue
 		}
 		e.seg, e.off = seg, w.offs[j]
 		seg.loaded++
-		o.waiting--
-		o.unsaved -= int64(e.size)
+		l.waiting--
+		l.unsaved -= int64(e.size)
 		i++
 	}
 }
 
 // settleTail takes the entries that are in w.batch out of tail.
-func (o *Outbox) settleTail(seg *segment) {
-	w := &o.writer
+func (l *lane) settleTail(seg *segment) {
+	w := &l.writer
 	loaded := 0
-	for i := o.flight; i < o.front.n; i++ {
-		loaded += o.front.at(i).size
+	for i := l.flight; i < l.front.n; i++ {
+		loaded += l.front.at(i).size
 	}
-	for j := 0; o.tail.n > 0 && j < len(w.batch); j++ {
-		if o.tail.at(0).seq != w.batch[j].seq {
+	for j := 0; l.tail.n > 0 && j < len(w.batch); j++ {
+		if l.tail.at(0).seq != w.batch[j].seq {
 			continue
 		}
-		e := o.tail.pop()
-		o.unsaved -= int64(e.size)
-		if loaded += e.size; o.unread == 0 && loaded <= o.preload {
+		e := l.tail.pop()
+		l.unsaved -= int64(e.size)
+		if loaded += e.size; l.unread == 0 && loaded <= l.preload {
 			e.seg, e.off = seg, w.offs[j]
 			seg.loaded++
-			o.enter(e)
+			l.front.push(e)
 			continue
 		}
-		if o.unread == 0 {
-			o.cursor = position{seg: seg, off: w.offs[j]}
+		if l.unread == 0 {
+			l.cursor = position{seg: seg, off: w.offs[j]}
 		}
-		o.unread++
+		l.unread++
 		seg.read--
+	}
+	if l.unread > 0 && l.waits.batch > 0 {
+		signal(l.ready) // a backlog does not wait to grow
 	}
 }
 
 // noteDuration reckons how long before it is due an entry must be written.
-func (o *Outbox) noteDuration(took time.Duration) {
-	slow := max(2*took, o.lead-o.lead/8)
-	o.lead = min(max(slow, o.shortestLead()), time.Duration(o.config.Sync)/2)
+func (l *lane) noteDuration(took time.Duration) {
+	slow := max(2*took, l.lead-l.lead/8)
+	l.lead = min(max(slow, l.shortestLead()), time.Duration(l.config.Sync)/2)
 }
 
-func (o *Outbox) shortestLead() time.Duration { return time.Duration(o.config.Sync) / 20 }
+func (l *lane) shortestLead() time.Duration { return time.Duration(l.config.Sync) / 20 }
 
 // report makes err the outbox's problem of that kind, or nil its end, and logs the change.
-func (o *Outbox) report(kind problemKind, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	p := &o.problems[kind]
+func (l *lane) report(kind problemKind, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := &l.problems[kind]
 	was := p.err
 	switch p.err = err; {
 	case err == nil && was == nil:
 	case err == nil:
-		o.log.LogAttrs(context.Background(), slog.LevelInfo, "outbox recovered",
-			slog.String("kind", kind.String()), slog.Duration("after", time.Since(p.since)), slog.Int("attempts", p.count))
+		l.log.LogAttrs(context.Background(), slog.LevelInfo, "outbox recovered",
+			slog.String("lane", l.name), slog.String("kind", kind.String()), slog.Duration("after", time.Since(p.since)), slog.Int("attempts", p.count))
 		*p = problem{}
 	case was == nil || !sameCause(was, err):
 		if was == nil {
 			p.since = time.Now()
 		}
 		p.count++
-		o.log.LogAttrs(context.Background(), slog.LevelError, "outbox has a problem",
-			slog.String("kind", kind.String()), slog.Any("err", err))
+		l.log.LogAttrs(context.Background(), slog.LevelError, "outbox has a problem",
+			slog.String("lane", l.name), slog.String("kind", kind.String()), slog.Any("err", err))
 	default:
 		p.count++
 	}
