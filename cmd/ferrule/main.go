@@ -44,7 +44,7 @@ func table() []command {
 		{"run", "", "run the agent", logFlags, runAgent},
 		{"check", "[--json]", "read the configuration strictly; print plan, cost and load of every line", checkFlags, runCheck},
 		{"enroll", "[--token T]", "create the key in the TPM and obtain the certificate", enrollFlags, runEnroll},
-		{"status", "[--json]", "ask the running agent", (*env).jsonFlag, runStatus},
+		{"status", "[--json|--web]", "ask the running agent; --web shows it as a page in the browser", statusFlags, runStatus},
 		{"read", "LINE UNIT AT TYPE", "read one value once, in every byte order", (*env).jsonFlag, runRead},
 		{"write", "LINE UNIT POINT VALUE", "write one value and read it back", nil, runWrite},
 		{"scan", "LINE", "find the units of an unknown line, their speed and parity", scanLineFlags, runScan},
@@ -72,6 +72,7 @@ type env struct {
 	roots          rootsOptions
 	scan           scanFlags
 	audit          auditOptions
+	web            webOptions
 }
 
 func newEnv(c command, stdout, stderr io.Writer) *env {

@@ -26,6 +26,9 @@ func runStatus(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
+	if e.web.on {
+		return runWeb(ctx, e, c.Local.Socket)
+	}
 	ctx, cancel := context.WithTimeout(ctx, valueTimeout)
 	defer cancel()
 	text, err := local.Dial(c.Local.Socket).Status(ctx)
