@@ -1,13 +1,13 @@
-// Package local is the agent's status API on a unix socket: status, metrics, live readings
-// and the commands that need the running agent because it holds the lines and the TPM.
-// Who may open the socket may operate the gateway: its file mode is the authorisation.
+// Package local is the agent's status API on a unix socket and, where configured, a TLS
+// listener: status, metrics, live readings and the commands that need the running agent because
+// it holds the lines and the TPM. Who may open the socket may operate the gateway: its file mode
+// is the authorisation. At the listener a certificate is, and who shows none may do next to nothing.
 package local
 
 import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,17 +16,24 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"ferrule/agent/local/listener"
 	"ferrule/agent/local/role"
 	"ferrule/internal/hint"
 )
 
-// Limits of one request: the API serves people and scripts on the same machine.
+// Limits of one request: the API serves people and scripts on the same machine and beside it.
 const (
 	maxBody        = 64 << 10
+	maxCommands    = 8 // at once, of clients of the listener
+	maxStreams     = 16
 	headerTimeout  = 5 * time.Second
+	bodyTimeout    = 10 * time.Second
 	commandTimeout = 30 * time.Second
+	answerTimeout  = commandTimeout + bodyTimeout + writeTimeout
+	idleTimeout    = 10 * time.Second
 	shutdownGrace  = 2 * time.Second
 )
 
@@ -63,39 +70,83 @@ type Backend struct {
 
 // Server serves the API. New starts nothing; Run does.
 type Server struct {
-	config  Config
-	backend Backend
-	log     *slog.Logger
-	feed    feed
+	config   Config
+	backend  Backend
+	log      *slog.Logger
+	now      func() time.Time
+	feed     feed
+	tickets  tickets
+	commands chan struct{}  // those that run for clients of the listener
+	sockets  sync.WaitGroup // the WebSockets, which http.Server does not wait for
+	listener atomic.Pointer[listener.Listener]
+	problem  atomic.Pointer[string] // why there is no listener
 }
 
 // New returns a server for backend.
 func New(c Config, backend Backend, log *slog.Logger) *Server {
-	return &Server{config: c, backend: backend, log: log}
+	s := &Server{config: c, backend: backend, log: log, now: backend.Now, feed: newFeed(), commands: make(chan struct{}, maxCommands)}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	return s
 }
 
 // Publish hands one entry's payload to everyone who watches /readings. It never blocks: a
 // watcher who cannot keep up misses entries and is told how many.
-func (s *Server) Publish(payload []byte) { s.feed.publish(payload) }
+func (s *Server) Publish(payload []byte) { s.feed.publish(readingEvent, payload) }
 
-// Run serves until ctx is done, then ends the open requests and removes the socket.
+// Run serves until ctx is done, then ends the open requests and removes the socket. The TLS
+// listener mends itself; without it the socket serves on.
 func (s *Server) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var around sync.WaitGroup
+	defer around.Wait()
+	defer cancel()
+	around.Go(func() { s.runStatus(ctx) })
+	if s.config.Listen != "" {
+		around.Go(func() { s.runListener(ctx) })
+	}
 	if s.config.Socket == "" {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	listener, err := listen(ctx, s.config.Socket)
+	socket, err := listen(ctx, s.config.Socket)
 	if err != nil {
 		return err
 	}
-	server := &http.Server{
+	server := s.newHTTP(ctx)
+	server.ConnContext = socketPeer
+	server.ReadTimeout, server.WriteTimeout = 0, 0 // whoever may open the socket may also be slow
+	if err := s.serve(ctx, server, socket); ctx.Err() == nil {
+		return fmt.Errorf("serving %s: %w", s.config.Socket, err)
+	}
+	return ctx.Err()
+}
+
+// newHTTP is the HTTP server of both: every wait for a client has an end.
+func (s *Server) newHTTP(ctx context.Context) *http.Server {
+	return &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       bodyTimeout,
+		WriteTimeout:      answerTimeout,
+		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 16 << 10,
+			MaxReceiveBufferPerConnection: 128 << 10, MaxReceiveBufferPerStream: maxBody,
+			MaxDecoderHeaderTableSize: 4 << 10, MaxEncoderHeaderTableSize: 4 << 10,
+			SendPingTimeout: keepalive, PingTimeout: writeTimeout, WriteByteTimeout: writeTimeout,
+		},
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		// Requests end with ctx, so that a watcher of /readings does not hold the agent.
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}
+}
+
+// serve serves until ctx is done and everything has ended.
+func (s *Server) serve(ctx context.Context, server *http.Server, from net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
 	var stopping sync.WaitGroup
 	stopping.Go(func() {
 		<-ctx.Done()
@@ -105,12 +156,11 @@ func (s *Server) Run(ctx context.Context) error {
 			_ = server.Close() // the grace is over: whoever still reads is cut off
 		}
 	})
-	err = server.Serve(listener)
-	if errors.Is(err, http.ErrServerClosed) {
-		stopping.Wait()
-		return ctx.Err()
-	}
-	return fmt.Errorf("serving %s: %w", s.config.Socket, err)
+	err := server.Serve(from)
+	cancel()
+	stopping.Wait()
+	s.sockets.Wait()
+	return err
 }
 
 // listen makes the socket. A socket file that nobody answers on is left from a killed agent
@@ -138,53 +188,4 @@ func listen(ctx context.Context, path string) (net.Listener, error) {
 		return nil, fmt.Errorf("setting the mode of the local socket: %w", err)
 	}
 	return listener, nil
-}
-
-func (s *Server) handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", s.serveStatus)
-	mux.HandleFunc("GET /metrics", s.serveMetrics)
-	mux.HandleFunc("GET /readings", s.serveReadings)
-	mux.HandleFunc("POST /command/{name}", s.serveCommand)
-	return mux
-}
-
-func (s *Server) serveStatus(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, s.backend.Status())
-}
-
-func (s *Server) serveMetrics(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	s.backend.Metrics(w)
-}
-
-func (s *Server) serveCommand(w http.ResponseWriter, r *http.Request) {
-	args, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err != nil {
-		writeJSON(w, http.StatusRequestEntityTooLarge, Error{Text: err.Error(), Code: "too-large"})
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), commandTimeout)
-	defer cancel()
-	result, err := s.backend.Command(ctx, Caller{Role: role.Admin, Name: "socket"}, r.PathValue("name"), args)
-	if err != nil {
-		failure := Error{Text: err.Error(), Code: "failed", Hint: hint.Of(err)}
-		if coded, ok := errors.AsType[interface {
-			error
-			Code() string
-		}](err); ok {
-			failure.Code = coded.Code()
-		}
-		writeJSON(w, http.StatusUnprocessableEntity, failure)
-		return
-	}
-	writeJSON(w, http.StatusOK, result)
-}
-
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	_ = encoder.Encode(v) // the client went away: nobody is left to tell
 }

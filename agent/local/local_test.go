@@ -112,7 +112,7 @@ func TestMetricsArePrometheusText(t *testing.T) {
 	}
 	defer response.Body.Close()
 	body, _ := io.ReadAll(response.Body)
-	if string(body) != "ferrule_outbox_depth 3\n" || !strings.HasPrefix(response.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
+	if !strings.HasPrefix(string(body), "ferrule_outbox_depth 3\n") || !strings.Contains(string(body), "\nferrule_goroutines ") || !strings.HasPrefix(response.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
 		t.Errorf("metrics: %q, %s", body, response.Header.Get("Content-Type"))
 	}
 }

@@ -294,3 +294,15 @@ func (i *identity) status() CertificateStatus {
 		NotAfter: leaf.NotAfter, SelfMade: i.source.Certificate == "", Names: namesOf(leaf),
 	}
 }
+
+// Probe reads the files that s names, and makes nothing.
+func (s Source) Probe() error {
+	if s.Certificate == "" {
+		return nil
+	}
+	i := &identity{source: s, now: time.Now}
+	if i.source.FS == nil {
+		i.source.FS = disk.OS()
+	}
+	return i.load()
+}
