@@ -26,6 +26,7 @@ import (
 	"ferrule/agent/encode"
 	"ferrule/agent/identity"
 	"ferrule/agent/local"
+	"ferrule/agent/local/page"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
 	"ferrule/agent/trial"
@@ -199,6 +200,7 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 		Command: func(ctx context.Context, _ local.Caller, name string, args json.RawMessage) (any, error) {
 			return a.commands.Local(ctx, name, args)
 		},
+		Page:     page.Handler(),
 		StateDir: c.StateDir,
 		Now:      a.clock.Now,
 	}, a.log)

@@ -10,6 +10,7 @@ import (
 	"ferrule/agent/command"
 	"ferrule/agent/command/authorize"
 	"ferrule/agent/identity"
+	"ferrule/agent/local"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
 	"ferrule/agent/trust"
@@ -33,6 +34,7 @@ type Status struct {
 	Audit     audit.Status     `json:"audit"`
 	Trust     TrustStatus      `json:"trust"`
 	Config    ConfigStatus     `json:"config"`
+	Local     local.Status     `json:"local"`
 }
 
 // ClockStatus is what the agent makes of the system's clock.
@@ -63,6 +65,7 @@ func (a *agent) status() Status {
 		Commands:  a.commands.Status(),
 		Authorize: a.authority.Status(),
 		Audit:     a.audit.Status(),
+		Local:     a.local.Status(),
 		Trust:     TrustStatus{Broker: a.trust.brokers.Status(), Revocation: a.trust.revocation.Status()},
 		Config:    a.configStatus(),
 	}

@@ -177,6 +177,6 @@ func (c *Config) validate() error {
 			"add one; ferrule ports lists the serial ports of this machine"))
 	}
 	problems = append(problems, c.Identity.Validate(), c.Enroll.Validate(), c.Session.Validate(), c.Revocation.Validate(), c.Authorize.Validate(), c.Audit.Validate(),
-		c.Encode.Validate(), c.Outbox.Validate())
+		c.Encode.Validate(), c.Outbox.Validate(), c.Local.Validate())
 	return errors.Join(problems...)
 }
