@@ -5,8 +5,10 @@ package encode
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 
+	"ferrule/agent/encode/sparkplug"
 	"ferrule/hw"
 	"ferrule/hw/point"
 )
@@ -26,6 +28,9 @@ type Encoder struct {
 	device   string
 	boot     uint64
 
+	node       *sparkplug.Node // of format sparkplug-b
+	compressor *compressor     // of compression zstd
+
 	mu    sync.Mutex
 	units map[unitKey]*unit
 }
@@ -34,8 +39,10 @@ type unitKey struct{ line, unit string }
 
 // unit is what is the same in every entry of one unit.
 type unit struct {
-	topic string
-	names []byte // ,"line":"…","unit":"…"
+	topic                string
+	names                []byte // ,"line":"…","unit":"…"
+	cbor                 []byte // the same pairs
+	senMLJSON, senMLCBOR []byte // the pair of the base name
 }
 
 // New returns an encoder for one device and one start of the agent. topic is the template of
@@ -50,17 +57,34 @@ func New(c Config, topic, device string, boot uint64) (*Encoder, error) {
 	if err := checkTemplate("readings", topic, "device", "line", "unit", "encoding"); err != nil {
 		return nil, err
 	}
-	encoding := c.Format
-	if c.Compress != "none" {
-		encoding += "+" + c.Compress
+	e := &Encoder{config: c, encoding: c.Format, template: topic, device: device, boot: boot, units: make(map[unitKey]*unit)}
+	if c.Compress == "zstd" {
+		var err error
+		if e.compressor, err = newCompressor(); err != nil {
+			return nil, fmt.Errorf("preparing compression: %w", err)
+		}
+		e.encoding += "+zstd"
 	}
-	return &Encoder{config: c, encoding: encoding, template: topic, device: device, boot: boot, units: make(map[unitKey]*unit)}, nil
+	if c.Format == SparkplugB {
+		e.node = sparkplug.New(sparkplug.Options{Group: c.Sparkplug.Group, Edge: device, Boot: boot, Kind: kindSparkplug})
+	}
+	return e, nil
 }
 
 // Entry appends one poll to dst, as the outbox stores it, and returns its topic and the extended
 // slice. Join makes messages of such entries.
 func (e *Encoder) Entry(dst []byte, seq uint64, p hw.Poll, unsynced bool) (topic string, entry []byte) {
 	u := e.unit(p.Line, p.Unit)
+	switch e.config.Format {
+	case CBOR:
+		return u.topic, e.appendCBOR(append(dst, kindCBOR), u, seq, p, unsynced)
+	case SenMLJSON:
+		return u.topic, e.appendSenMLJSON(dst, u, seq, p, unsynced)
+	case SenMLCBOR:
+		return u.topic, e.appendSenMLCBOR(dst, u, seq, p, unsynced)
+	case SparkplugB:
+		return u.topic, e.node.Entry(dst, u.topic, seq, p, unsynced)
+	}
 	return u.topic, e.appendJSON(dst, u, seq, p, unsynced)
 }
 
@@ -89,29 +113,6 @@ func (e *Encoder) appendJSON(dst []byte, u *unit, seq uint64, p hw.Poll, unsynce
 	return append(dst, '}')
 }
 
-// Join appends entries of one topic, in their order, to dst as one message: joined, marked, and
-// compressed where that makes it smaller. It gives nothing (dst as it was) where they cannot be one
-// message now: because births must go first; because the message would be larger than
-// Config.Batch.MaxBytes; or because they are of two formats, after a change of the configuration.
-// Then publish what Births(false) returns and join again; if that gives nothing too, halve the
-// entries. One entry alone gives a message once its births are out, however large.
-//
-// Messages must be published in the order in which they were joined, and all that was not
-// acknowledged joined again on the next connection: Sparkplug's sequence numbers say so.
-func (e *Encoder) Join(dst []byte, topic string, entries [][]byte) []byte {
-	if len(entries) == 1 {
-		return append(dst, entries[0]...)
-	}
-	dst = append(dst, '[')
-	for i, p := range entries {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = append(dst, p...)
-	}
-	return append(dst, ']')
-}
-
 // JSON appends one poll as JSON to dst, whatever the format of messages is: what those who watch the
 // device itself read.
 func (e *Encoder) JSON(dst []byte, seq uint64, p hw.Poll, unsynced bool) []byte {
@@ -128,10 +129,29 @@ func (e *Encoder) unit(line, name string) *unit {
 	if len(e.units) >= maxUnits {
 		clear(e.units)
 	}
-	u := &unit{topic: expand(e.template, map[string]string{"device": e.device, "line": line, "unit": name})}
+	u := e.newUnit(line, name)
+	e.units[unitKey{line, name}] = u
+	return u
+}
+
+func (e *Encoder) newUnit(line, name string) *unit {
+	u := &unit{}
 	u.names = appendText(append(u.names, `,"line":`...), line)
 	u.names = appendText(append(u.names, `,"unit":`...), name)
-	e.units[unitKey{line, name}] = u
+	switch e.config.Format {
+	case CBOR:
+		u.cbor = appendCBORText(append(u.cbor, "\x64line"...), line)
+		u.cbor = appendCBORText(append(u.cbor, "\x64unit"...), name)
+	case SenMLJSON, SenMLCBOR:
+		u.senMLJSON, u.senMLCBOR = senMLBases(e.device, line, name)
+	case SparkplugB:
+		u.topic = e.node.Topic(expand(e.config.Sparkplug.Device, map[string]string{"line": line, "unit": name}))
+		return u
+	}
+	u.topic = expand(e.template, map[string]string{
+		"device": e.device, "line": line, "unit": name,
+		"encoding": strings.ReplaceAll(e.encoding, "+", "-"),
+	})
 	return u
 }
 
