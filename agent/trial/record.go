@@ -1,12 +1,14 @@
 package trial
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"unicode/utf8"
 
 	"ferrule/internal/atomicfile"
@@ -77,15 +79,30 @@ func (k *Keeper) load() (s saved, err error) {
 	if err != nil {
 		return saved{}, err
 	}
-	if err := json.Unmarshal(text, &s); err != nil {
+	if s, err = decode(text); err != nil {
 		return saved{}, fmt.Errorf("reading %s: %w", k.o.Record, err)
 	}
 	return s, nil
 }
 
+// decode reads a record: the SHA-256 of the rest in hex, a line feed, JSON.
+func decode(text []byte) (s saved, err error) {
+	sum, body, _ := bytes.Cut(text, []byte("\n"))
+	if string(sum) != Digest(body) {
+		return saved{}, errors.New("its checksum is wrong")
+	}
+	return s, json.Unmarshal(body, &s)
+}
+
+// encode is the opposite of decode.
+func encode(s saved) ([]byte, error) {
+	body, err := json.Marshal(s)
+	return slices.Concat([]byte(Digest(body)), []byte("\n"), body), err
+}
+
 // store makes s durable.
 func (k *Keeper) store(s saved) error {
-	text, err := json.Marshal(s)
+	text, err := encode(s)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package trial
 
 import (
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"slices"
@@ -363,12 +362,12 @@ func TestDamagedRecord(t *testing.T) {
 	}
 	// A text that is not the one that was decided on does not become the file.
 	text, _ := d.Content(record)
-	var s saved
-	if err := json.Unmarshal(text, &s); err != nil {
+	s, err := decode(text)
+	if err != nil {
 		t.Fatal(err)
 	}
 	s.Keeping, s.Text = true, []byte(somebody)
-	text, err := json.Marshal(s)
+	text, err = encode(s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,17 +385,23 @@ func FuzzOpen(f *testing.F) {
 	f.Add([]byte(`{"trial":{}}`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		d := newDisk(t)
-		if err := disk.MakeFolder(d, "/state"); err != nil {
-			t.Fatal(err)
-		}
-		if err := atomicfile.Write(d, record, text, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		k, changed := Open(options(d, "m1"))
-		on, last := k.Status()
-		if on != nil || (content(t, d, file) != oldText) != changed || changed && (last == nil || last.Outcome != Kept || Digest([]byte(content(t, d, file))) != last.SHA256) {
-			t.Errorf("%+v, %+v, changed %v", on, last, changed)
-		}
+		open(t, text)
+		open(t, slices.Concat([]byte(Digest(text)), []byte("\n"), text))
 	})
+}
+
+func open(t *testing.T, text []byte) {
+	t.Helper()
+	d := newDisk(t)
+	if err := disk.MakeFolder(d, "/state"); err != nil {
+		t.Fatal(err)
+	}
+	if err := atomicfile.Write(d, record, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k, changed := Open(options(d, "m1"))
+	on, last := k.Status()
+	if on != nil || (content(t, d, file) != oldText) != changed || changed && (last == nil || last.Outcome != Kept || Digest([]byte(content(t, d, file))) != last.SHA256) {
+		t.Errorf("%+v, %+v, changed %v", on, last, changed)
+	}
 }

@@ -1,0 +1,701 @@
+package agent
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"ferrule/agent/agenttest"
+	"ferrule/agent/config"
+	"ferrule/agent/session"
+	"ferrule/agent/trial"
+	"ferrule/hw/hwtest"
+	"ferrule/hw/modbus"
+	"ferrule/internal/disk"
+)
+
+// place is a device with a line, its broker, and the agent in this process.
+type place struct {
+	t      *testing.T
+	dir    string
+	ca     *agenttest.CA
+	broker *agenttest.Broker
+	port   string
+	reload chan os.Signal
+	stop   context.CancelFunc
+	ended  chan error
+
+	mu       sync.Mutex
+	messages []agenttest.Message
+}
+
+func newPlace(t *testing.T) *place {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fa") // a unix socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	p := &place{t: t, dir: dir, reload: make(chan os.Signal, 1)}
+	if p.ca, err = agenttest.NewCA("test"); err != nil {
+		t.Fatal(err)
+	}
+	device, err := p.ca.Device("gw-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := p.ca.Server()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.broker, err = agenttest.StartBroker(agenttest.BrokerConfig{Address: "127.0.0.1:0", TLS: server.ServerTLS(p.ca), Ledger: p.take}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.broker.Cut(); _ = p.broker.Close() })
+	p.write("state/device.crt", device.ChainPEM)
+	p.write("state/device.pem", device.KeyPEM)
+	p.write("roots.pem", p.ca.RootPEM())
+	wire, err := hwtest.NewWire(hwtest.WireConfig{Baud: 115200})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = wire.Close() })
+	unit := hwtest.NewUnit(1)
+	unit.Counter(modbus.InputRegisters, 0)
+	wire.Attach(unit)
+	p.port = wire.Path()
+	p.write("etc/ferrule.toml", []byte(p.text()))
+	return p
+}
+
+func (p *place) take(m agenttest.Message) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.messages = append(p.messages, m)
+	return nil
+}
+
+func (p *place) path(name string) string { return filepath.Join(p.dir, name) }
+
+func (p *place) write(name string, data []byte) {
+	p.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(p.path(name)), 0o700); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.WriteFile(p.path(name), data, 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *place) file() string {
+	p.t.Helper()
+	text, err := os.ReadFile(p.path("etc/ferrule.toml"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// text is the configuration, with some of it replaced.
+func (p *place) text(oldnew ...string) string {
+	p.t.Helper()
+	text := fmt.Sprintf(`state_dir = %q
+shutdown_grace = "1s"
+[identity]
+tpm = "none"
+key = "file:device.pem"
+allow_software_key = true
+[session]
+brokers = ["mqtts://%s"]
+roots = %q
+[local]
+socket = %q
+[[line]]
+name = "rs485-1"
+port = %q
+settings = "115200 8E1"
+[[line.unit]]
+name = "meter-a"
+address = 1
+every = "50ms"
+timeout = "2s"
+[[line.unit.point]]
+name = "counter"
+at = "input:0"
+type = "uint32"
+`, p.path("state"), p.broker.Address(), p.path("roots.pem"), p.path("f.sock"), p.port)
+	for n := 0; n < len(oldnew); n += 2 {
+		if !strings.Contains(text, oldnew[n]) {
+			p.t.Fatalf("the configuration holds no %q", oldnew[n])
+		}
+		text = strings.Replace(text, oldnew[n], oldnew[n+1], 1)
+	}
+	return text
+}
+
+// run starts the agent; the test stops it, or its end does.
+func (p *place) run() {
+	p.t.Helper()
+	ctx, stop := context.WithCancel(context.Background())
+	p.stop, p.ended = stop, make(chan error, 1)
+	file := p.path("etc/ferrule.toml")
+	go func() {
+		p.ended <- Run(ctx, Options{
+			Load: func() (*config.Config, error) { return config.Load(file) }, File: file,
+			Reload: p.reload, Version: "test", Log: slog.New(slog.NewTextHandler(p.t.Output(), nil)), shortestTrial: time.Second,
+		})
+	}()
+	p.t.Cleanup(p.end)
+}
+
+// end stops the agent and waits for it.
+func (p *place) end() {
+	if p.stop == nil {
+		return
+	}
+	p.stop()
+	p.stop = nil
+	if err := <-p.ended; err != nil && !errors.Is(err, ErrRestart) {
+		p.t.Errorf("the agent ended: %v", err)
+	}
+}
+
+func (p *place) until(what string, done func() bool) {
+	p.t.Helper()
+	limit, tick := time.After(time.Minute), time.NewTicker(5*time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case err := <-p.ended:
+			p.ended <- err
+			p.t.Fatalf("the agent ended (%v), waiting for: %s", err, what)
+		case <-limit:
+			p.t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// on is what came on a topic.
+func (p *place) on(topic string) (payloads [][]byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range p.messages {
+		if m.Topic == topic {
+			payloads = append(payloads, m.Payload)
+		}
+	}
+	return payloads
+}
+
+// message is what the tests look at of a status message.
+type message struct {
+	Online bool
+	Config struct {
+		trial.Outcome
+		Deadline time.Time
+	}
+}
+
+// news waits until the status message says what became of a configuration.
+func (p *place) news(id string, want trial.Result) (o trial.Outcome) {
+	p.t.Helper()
+	p.until(fmt.Sprintf("%s of %s", want, id), func() bool {
+		all := p.on("ferrule/gw-1/status")
+		for _, payload := range all {
+			var m message
+			if err := json.Unmarshal(payload, &m); err != nil {
+				p.t.Fatal(err)
+			}
+			if o = m.Config.Outcome; m.Online && o.ID == id && o.Outcome == want {
+				return true
+			}
+		}
+		return false
+	})
+	return o
+}
+
+// answer is the reply to a command.
+type answer struct {
+	OK     bool
+	Code   string
+	Error  string
+	Hint   string
+	Result ConfigResult
+}
+
+// command sends one and waits for its reply.
+func (p *place) command(id, name string, args any) (a answer) {
+	p.t.Helper()
+	p.send(id, name, args)
+	replies := func() [][]byte { return p.on("ferrule/gw-1/reply/" + id) }
+	p.until("the reply to "+id, func() bool { return len(replies()) > 0 })
+	if err := json.Unmarshal(replies()[0], &a); err != nil {
+		p.t.Fatalf("%s: %v", replies()[0], err)
+	}
+	return a
+}
+
+func (p *place) send(id, name string, args any) {
+	p.t.Helper()
+	payload, err := json.Marshal(map[string]any{"id": id, "expires": time.Now().Add(time.Hour), "args": args})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.broker.Publish("ferrule/gw-1/command/"+name, payload, false); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// try sends a configuration that has to go on trial.
+func (p *place) try(id, text string, more ...func(*ConfigArgs)) answer {
+	p.t.Helper()
+	args := ConfigArgs{TOML: text, ConfirmWithin: "45s"}
+	for _, change := range more {
+		change(&args)
+	}
+	a := p.command(id, "config", args)
+	if !a.OK || !a.Result.Trying || a.Result.ID != id || a.Result.SHA256 != trial.Digest([]byte(text)) || a.Result.Deadline.IsZero() {
+		p.t.Fatalf("%s: %+v", id, a)
+	}
+	return a
+}
+
+func within(limit string) func(*ConfigArgs) { return func(a *ConfigArgs) { a.ConfirmWithin = limit } }
+
+func byCommand(a *ConfigArgs) { a.Confirm = trial.ConfirmCommand }
+
+// up waits for the session and its subscription.
+func (p *place) up() {
+	p.t.Helper()
+	p.until("a session", func() bool {
+		all := p.on("ferrule/gw-1/status")
+		return len(all) > 0 && strings.Contains(string(all[len(all)-1]), `"online":true`)
+	})
+}
+
+// complete stops the agent and checks that no reading is missing: the numbers of each boot are without
+// a gap, and so is what the unit counted.
+func (p *place) complete(boots int) {
+	p.t.Helper()
+	p.end()
+	numbers := map[uint64][]uint64{}
+	seen := map[string]bool{}
+	for _, payload := range p.on("ferrule/gw-1/readings/rs485-1/meter-a") {
+		if payload[0] != '[' {
+			payload = slices.Concat([]byte{'['}, payload, []byte{']'})
+		}
+		var entries []struct{ Boot, Seq uint64 }
+		if err := json.Unmarshal(payload, &entries); err != nil {
+			p.t.Fatal(err)
+		}
+		for _, e := range entries {
+			if key := fmt.Sprint(e.Boot, "/", e.Seq); !seen[key] {
+				seen[key] = true
+				numbers[e.Boot] = append(numbers[e.Boot], e.Seq)
+			}
+		}
+	}
+	for boot, seqs := range numbers {
+		for n, seq := range seqs {
+			if seq != uint64(n+1) {
+				p.t.Errorf("boot %d: number %d came as the %dth", boot, seq, n+1)
+				break
+			}
+		}
+	}
+	if len(numbers) < boots {
+		p.t.Errorf("readings of %d boots; want %d", len(numbers), boots)
+	}
+}
+
+func TestConfigurationKept(t *testing.T) {
+	p := newPlace(t)
+	defer leaks(t)()
+	p.run()
+	p.up()
+	old, next := p.file(), p.text(`every = "50ms"`, `every = "70ms"`)
+	first := p.try("c1", next)
+	o := p.news("c1", trial.Kept)
+	if o.Reason != trial.Answered || o.SHA256 != trial.Digest([]byte(next)) || len(o.Lines) != 1 || o.Lines[0].Name != "rs485-1" {
+		t.Errorf("%+v", o)
+	}
+	if p.file() != next {
+		t.Error("the file is not the new one")
+	}
+	if previous, err := os.ReadFile(p.path("etc/ferrule.toml.previous")); err != nil || string(previous) != old {
+		t.Errorf("previous: %v", err)
+	}
+	if first.Result.Changes == nil || first.Result.Changes[0] != "line" {
+		t.Errorf("changes: %v", first.Result.Changes)
+	}
+	// The same command again is answered from the journal.
+	p.send("c1", "config", ConfigArgs{TOML: old})
+	replies := func() [][]byte { return p.on("ferrule/gw-1/reply/c1") }
+	p.until("the stored reply", func() bool { return len(replies()) > 1 })
+	if r := replies(); string(r[0]) != string(r[1]) {
+		t.Errorf("%s, again %s", r[0], r[1])
+	}
+	if a := p.command("s1", "config", ConfigArgs{Action: "status"}); !a.OK || a.Result.Status.SHA256 != trial.Digest([]byte(next)) ||
+		a.Result.Status.Trial != nil || a.Result.Status.Last.ID != "c1" || a.Result.Status.Path != p.path("etc/ferrule.toml") {
+		t.Errorf("status: %+v", a)
+	}
+	if a := p.command("c2", "config", ConfigArgs{TOML: next}); !a.OK || !a.Result.Unchanged {
+		t.Errorf("the same again: %+v", a)
+	}
+	p.complete(3)
+}
+
+func TestConfigurationReturns(t *testing.T) {
+	dead := freeAddress(t)
+	for name, test := range map[string]struct {
+		text   func(p *place) string
+		reason trial.Reason
+		detail string
+	}{
+		"a broker that is not there": {func(p *place) string { return p.text(p.broker.Address(), dead) }, trial.NoSession, "tcp: "},
+		"roots that are not there":   {func(p *place) string { return p.text("/roots.pem", "/nowhere.pem") }, trial.NotOpened, "nowhere.pem"},
+		"roots of somebody else": {func(p *place) string {
+			other, err := agenttest.NewCA("other")
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.write("other.pem", other.RootPEM())
+			return p.text("/roots.pem", "/other.pem")
+		}, trial.NoSession, "tls: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPlace(t)
+			p.run()
+			p.up()
+			old := p.file()
+			p.try("c1", test.text(p), within("3s"))
+			o := p.news("c1", trial.Returned)
+			if o.Reason != test.reason || !strings.Contains(o.Detail, test.detail) {
+				t.Errorf("%+v", o)
+			}
+			if p.file() != old {
+				t.Error("the file was changed")
+			}
+			// It hears commands as before.
+			if a := p.command("s1", "config", ConfigArgs{Action: "status"}); !a.OK || a.Result.Status.SHA256 != trial.Digest([]byte(old)) {
+				t.Errorf("status: %+v", a)
+			}
+			p.complete(2)
+		})
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	ca, err := agenttest.NewCA("gone")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, err := agenttest.StartBroker(agenttest.BrokerConfig{Address: "127.0.0.1:0", TLS: &tls.Config{ClientCAs: ca.Pool()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer gone.Close()
+	return gone.Address()
+}
+
+// The cloud confirms, or does not, or changes its mind; the operator has the last word.
+func TestConfigurationConfirmed(t *testing.T) {
+	p := newPlace(t)
+	p.run()
+	p.up()
+	old := p.file()
+	one := p.text(`every = "50ms"`, `every = "60ms"`)
+
+	p.try("c1", one, byCommand, within("6s"))
+	if o := p.news("c1", trial.Returned); o.Reason != trial.NotConfirmed || p.file() != old {
+		t.Errorf("%+v", o)
+	}
+	p.try("c2", one, byCommand)
+	p.news("c2", trial.Trying)
+	if a := p.command("b1", "config", ConfigArgs{TOML: p.text(`every = "50ms"`, `every = "1s"`)}); a.OK || a.Code != "busy" {
+		t.Errorf("another one meanwhile: %+v", a)
+	}
+	if a := p.command("b2", "roots", RootsArgs{For: "broker", Action: "status"}); a.OK || a.Code != "busy" {
+		t.Errorf("roots meanwhile: %+v", a)
+	}
+	if a := p.command("x1", "config", ConfigArgs{Action: "confirm", ID: "c1"}); a.OK || a.Code != "not-on-trial" {
+		t.Errorf("confirming another: %+v", a)
+	}
+	if a := p.command("x2", "config", ConfigArgs{Action: "confirm", ID: "c2"}); !a.OK || !a.Result.Confirmed {
+		t.Errorf("confirm: %+v", a)
+	}
+	if o := p.news("c2", trial.Kept); o.Reason != trial.Confirmed || p.file() != one {
+		t.Errorf("%+v", o)
+	}
+	p.try("c3", old, byCommand)
+	p.news("c3", trial.Trying)
+	if a := p.command("x3", "config", ConfigArgs{Action: "cancel", ID: "c3"}); !a.OK || !a.Result.Cancelled {
+		t.Errorf("cancel: %+v", a)
+	}
+	if o := p.news("c3", trial.Returned); o.Reason != trial.Cancelled || p.file() != one {
+		t.Errorf("%+v", o)
+	}
+	p.try("c4", old, byCommand)
+	p.news("c4", trial.Trying)
+	p.reload <- syscall.SIGHUP
+	if o := p.news("c4", trial.Returned); o.Reason != trial.Reloaded || p.file() != one {
+		t.Errorf("%+v", o)
+	}
+	// Who changes the file while a configuration is on trial has the last word.
+	p.try("c5", old, byCommand)
+	p.news("c5", trial.Trying)
+	three := p.text(`every = "50ms"`, `every = "65ms"`)
+	p.write("etc/ferrule.toml", []byte(three))
+	p.command("x5", "config", ConfigArgs{Action: "confirm", ID: "c5"})
+	if o := p.news("c5", trial.Returned); o.Reason != trial.FileChanged || p.file() != three {
+		t.Errorf("%+v", o)
+	}
+	if a := p.command("s1", "config", ConfigArgs{Action: "status"}); a.Result.Status.SHA256 != trial.Digest([]byte(three)) {
+		t.Errorf("status: %+v", a)
+	}
+	p.complete(8)
+}
+
+// A stop and a restart during a trial: the old configuration, with the reason.
+func TestConfigurationStopped(t *testing.T) {
+	p := newPlace(t)
+	p.run()
+	p.up()
+	old := p.file()
+	next := p.text(`every = "50ms"`, `every = "60ms"`)
+	p.try("c1", next, byCommand)
+	p.news("c1", trial.Trying)
+	p.end()
+	p.run()
+	if o := p.news("c1", trial.Returned); o.Reason != trial.Stopped || p.file() != old {
+		t.Errorf("%+v", o)
+	}
+	p.try("c2", next, byCommand)
+	p.news("c2", trial.Trying)
+	p.send("r1", "restart", map[string]any{})
+	if err := <-p.ended; !errors.Is(err, ErrRestart) {
+		t.Fatalf("restart: %v", err)
+	}
+	p.ended <- ErrRestart
+	p.end()
+	p.run()
+	if o := p.news("c2", trial.Returned); o.Reason != trial.Restarted || p.file() != old {
+		t.Errorf("%+v", o)
+	}
+	p.complete(5)
+}
+
+// What is refused changes nothing and ends no session.
+func TestConfigurationRefused(t *testing.T) {
+	p := newPlace(t)
+	p.write("etc/ferrule.toml", []byte(p.text("[local]", "[authorize]\nmode = \"off\"\n[local]")))
+	base := p.file()
+	with := func(old, next string) string {
+		t.Helper()
+		if !strings.Contains(base, old) {
+			t.Fatalf("no %q", old)
+		}
+		return strings.Replace(base, old, next, 1)
+	}
+	p.run()
+	p.up()
+	session := len(p.broker.Connections())
+	for name, test := range map[string]struct {
+		args ConfigArgs
+		code string
+		says []string
+	}{
+		"misspelt":    {ConfigArgs{TOML: with("every =", "evry =") + "\nmore = 1\n"}, "invalid", []string{"ferrule.toml:", "evry", `did you mean "every"`, "more"}},
+		"no value":    {ConfigArgs{TOML: with("address = 1", "address = ")}, "invalid", []string{"ferrule.toml:20:"}},
+		"bad key":     {ConfigArgs{TOML: with("[session]", "[session]\nwindow = 0")}, "invalid", []string{"ferrule.toml:8:1: session.window"}},
+		"a password":  {ConfigArgs{TOML: with("mqtts://", "mqtts://me:secret@")}, "invalid", []string{"session.brokers", "://…@"}},
+		"overload":    {ConfigArgs{TOML: with("115200 8E1", "1200 8E1")}, "invalid", []string{"of the wire"}},
+		"nothing":     {ConfigArgs{}, "bad-args", []string{"toml"}},
+		"state_dir":   {ConfigArgs{TOML: with("/state", "/state2")}, "not-from-afar", []string{"state_dir"}},
+		"identity":    {ConfigArgs{TOML: with(`[identity]`, "[identity]\ncertificate = \"other.crt\"")}, "not-from-afar", []string{"identity"}},
+		"authorize":   {ConfigArgs{TOML: with(`mode = "off"`, `mode = "audit"`)}, "not-from-afar", []string{"authorize"}},
+		"audit":       {ConfigArgs{TOML: base + "\n[audit]\nmax_bytes = \"1MiB\"\n"}, "not-from-afar", []string{"audit"}},
+		"socket":      {ConfigArgs{TOML: with("f.sock", "g.sock")}, "not-from-afar", []string{"local"}},
+		"a program":   {ConfigArgs{TOML: base + "\n[enroll]\nmethod = \"exec\"\ncommand = [\"/bin/sh\"]\nroots = \"/roots.pem\"\n"}, "not-from-afar", []string{"enroll"}},
+		"too short":   {ConfigArgs{TOML: base, ConfirmWithin: "500ms"}, "bad-args", []string{"confirm_within"}},
+		"too long":    {ConfigArgs{TOML: base, ConfirmWithin: "61m"}, "bad-args", []string{"confirm_within"}},
+		"no time":     {ConfigArgs{TOML: base, ConfirmWithin: "soon"}, "bad-args", []string{"confirm_within"}},
+		"no such way": {ConfigArgs{TOML: base, Confirm: "never"}, "bad-args", []string{"confirm"}},
+		"no action":   {ConfigArgs{Action: "undo"}, "bad-args", []string{"undo"}},
+		"too large":   {ConfigArgs{TOML: base + "#" + strings.Repeat("x", trial.MaxText)}, "too-large", nil},
+		"no trial":    {ConfigArgs{Action: "confirm", ID: "c1"}, "not-on-trial", nil},
+		"nor cancel":  {ConfigArgs{Action: "cancel", ID: "c1"}, "not-on-trial", nil},
+	} {
+		a := p.command(strings.ReplaceAll("r-"+name, " ", "-"), "config", test.args)
+		if a.OK || a.Code != test.code || strings.Contains(a.Error, "secret") {
+			t.Errorf("%s: %+v", name, a)
+		}
+		for _, want := range test.says {
+			if !strings.Contains(a.Error, want) {
+				t.Errorf("%s: %q does not say %q", name, a.Error, want)
+			}
+		}
+	}
+	if a := p.command("dry", "config", ConfigArgs{TOML: with(`every = "50ms"`, `every = "1s"`), DryRun: true}); !a.OK || !a.Result.Valid || !slices.Equal(a.Result.Changes, []string{"line"}) {
+		t.Errorf("dry run: %+v", a)
+	}
+	if n := len(p.broker.Connections()); n != session || p.file() != base {
+		t.Errorf("%d connections after %d", n, session)
+	}
+	if _, err := os.Stat(p.path("state/trial.json")); err == nil {
+		t.Error("there is a record")
+	}
+	p.write("etc/ferrule.toml", []byte(base+"\n# by hand\n[outbox]\nsync = \"2s\"\n"))
+	if a := p.command("edited", "config", ConfigArgs{TOML: with(`every = "50ms"`, `every = "1s"`)}); a.OK || a.Code != "file-changed" || !strings.Contains(a.Hint, "SIGHUP") {
+		t.Errorf("a file that was not loaded: %+v", a)
+	}
+	p.complete(1)
+}
+
+// Roots that were confirmed in the place of the file's survive a trial that names another file.
+func TestTrialKeepsConfirmedRoots(t *testing.T) {
+	p := newPlace(t)
+	good, err := os.ReadFile(p.path("roots.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, err := agenttest.NewCA("old")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.write("roots.pem", old.RootPEM())
+	text, err := json.Marshal(map[string]any{"confirmed": map[string]any{"pem": string(good), "replaces": trial.Digest(old.RootPEM()), "at": time.Now()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = slices.Concat([]byte(trial.Digest(text)), []byte("\n"), text)
+	p.write("state/roots/broker.json", text)
+	p.run()
+	p.up()
+	p.write("other.pem", []byte(string(old.RootPEM())+"\n"))
+	p.try("c1", p.text("/roots.pem", "/other.pem"), within("3s"))
+	if o := p.news("c1", trial.Returned); o.Reason != trial.NoSession || !strings.HasPrefix(o.Detail, "tls: ") {
+		t.Errorf("%+v", o)
+	}
+	if after, err := os.ReadFile(p.path("state/roots/broker.json")); err != nil || string(after) != string(text) {
+		t.Errorf("the confirmed roots: %v, %s", err, after)
+	}
+	p.complete(2)
+}
+
+// Where any command needs a token, a configuration does too: it could do what that command may not.
+func TestConfigurationIsGuardedAsOthersAre(t *testing.T) {
+	p := newPlace(t)
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.write("issuer.pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+	p.write("etc/ferrule.toml", []byte(p.text("[local]", fmt.Sprintf("[authorize]\ncommands = { write = \"enforce\" }\nissuers = [%q]\n[local]", p.path("issuer.pem")))))
+	p.run()
+	p.up()
+	if a := p.command("c1", "config", ConfigArgs{TOML: strings.Replace(p.file(), `"50ms"`, `"60ms"`, 1)}); a.OK || a.Code != "unguarded" || !strings.Contains(a.Hint, "enforce") {
+		t.Errorf("%+v", a)
+	}
+	p.complete(1)
+}
+
+// What counts as an answer, step by step.
+func TestWitness(t *testing.T) {
+	at := time.Unix(0, 0)
+	status := func(stage string, subscribed bool, connects, acked uint64) (st session.Status) {
+		text := fmt.Sprintf(`{"stage":%q,"subscribed":%t,"connects":%d,"acked":%d}`, stage, subscribed, connects, acked)
+		if err := json.Unmarshal([]byte(text), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st
+	}
+	type step struct {
+		after time.Duration
+		st    session.Status
+		want  bool
+	}
+	for name, test := range map[string]struct {
+		w     witness
+		steps []step
+		why   trial.Reason
+	}{
+		"never": {witness{commands: true, status: true}, []step{{0, status("tcp", false, 0, 0), false}}, trial.NoSession},
+		"answered": {witness{commands: true, status: true}, []step{
+			{0, status("up", true, 1, 3), false}, {settle, status("up", true, 1, 3), false}, {time.Second, status("up", true, 1, 4), true}}, trial.NotConfirmed},
+		"too early":          {witness{commands: true, status: true}, []step{{0, status("up", true, 1, 3), false}, {time.Second, status("up", true, 1, 4), false}}, trial.NoAnswer},
+		"not granted":        {witness{commands: true, status: true}, []step{{0, status("up", false, 1, 3), false}, {settle, status("up", false, 1, 9), false}}, trial.NoCommands},
+		"no commands":        {witness{status: true}, []step{{0, status("up", false, 1, 3), false}, {settle, status("up", false, 1, 4), true}}, trial.NotConfirmed},
+		"no status":          {witness{commands: true}, []step{{0, status("up", true, 1, 0), false}, {settle, status("up", true, 1, 0), true}}, trial.NotConfirmed},
+		"nothing to publish": {witness{}, []step{{0, status("up", false, 1, 0), false}, {settle, status("up", false, 1, 0), false}}, trial.NoAnswer},
+		"another connection": {witness{commands: true, status: true}, []step{
+			{0, status("up", true, 1, 3), false}, {settle, status("up", true, 2, 9), false}, {time.Second, status("up", true, 2, 10), false}}, trial.NoAnswer},
+		"lost again": {witness{commands: true, status: true}, []step{
+			{0, status("up", true, 1, 3), false}, {settle, status("waiting", false, 1, 9), false}}, trial.Unstable},
+	} {
+		now, announced := at, 0
+		var last session.Status
+		for n, s := range test.steps {
+			now, last = now.Add(s.after), s.st
+			if got := test.w.look(s.st, now, func() { announced++ }); got != s.want {
+				t.Errorf("%s, step %d: %v", name, n, got)
+			}
+		}
+		if why, _ := test.w.verdict(last); why != test.why {
+			t.Errorf("%s: %s; want %s", name, why, test.why)
+		}
+		if last.Connects > 0 && test.why != trial.NoCommands && announced == 0 {
+			t.Errorf("%s: nothing was published", name)
+		}
+	}
+}
+
+// On trial, trust reads what is there and changes nothing.
+func TestHeldFileSystem(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "f")
+	if err := os.WriteFile(name, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := held{disk.OS()}
+	if text, err := disk.ReadFile(h, name, 10); err != nil || string(text) != "x" {
+		t.Errorf("%q, %v", text, err)
+	}
+	_, err := h.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
+	for _, err := range []error{err, h.Rename(name, name+"2"), h.Remove(name), h.MkdirAll(name+"3", 0o700)} {
+		if !errors.Is(err, syscall.EROFS) || !strings.Contains(err.Error(), "on trial") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// leaks checks that no goroutine is left of what began after it was called.
+func leaks(t *testing.T) func() {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	return func() { goleak.VerifyNone(t, before) }
+}
