@@ -120,3 +120,18 @@ func checkDevice(template string) error {
 	}
 	return nil
 }
+
+// sparkplugDevice makes the name of a Sparkplug device. What separates {line} from what follows is
+// written as %XX within the line's name, so that "a.b" and "c" are not the device of "a" and "b.c".
+func sparkplugDevice(template, line, unit string) string {
+	level := func(value string) string {
+		var b strings.Builder
+		writeLevel(&b, value)
+		return b.String()
+	}
+	line = level(line)
+	if _, after, ok := strings.Cut(template, "{line}"); ok && after != "" && after[0] != '{' && after[0] < utf8.RuneSelf {
+		line = strings.ReplaceAll(line, after[:1], fmt.Sprintf("%%%02X", after[0]))
+	}
+	return strings.NewReplacer("{line}", line, "{unit}", level(unit)).Replace(template)
+}

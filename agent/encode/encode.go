@@ -145,7 +145,7 @@ func (e *Encoder) newUnit(line, name string) *unit {
 	case SenMLJSON, SenMLCBOR:
 		u.senMLJSON, u.senMLCBOR = senMLBases(e.device, line, name)
 	case SparkplugB:
-		u.topic = e.node.Topic(expand(e.config.Sparkplug.Device, map[string]string{"line": line, "unit": name}))
+		u.topic = e.node.Topic(sparkplugDevice(e.config.Sparkplug.Device, line, name))
 		return u
 	}
 	u.topic = expand(e.template, map[string]string{

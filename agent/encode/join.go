@@ -45,6 +45,9 @@ func (e *Encoder) Join(dst []byte, topic string, entries [][]byte) []byte {
 		}
 	}
 	most := int(e.config.Batch.MaxBytes.Bytes())
+	if most == 0 {
+		most = mostBytes // the zero Encoder
+	}
 	switch {
 	case kind == kindSparkplug && e.node != nil:
 		return e.node.Join(dst, topic, entries, most)

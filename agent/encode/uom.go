@@ -23,7 +23,7 @@ func senMLUnit(uom string) (name string, secondary bool) {
 		return "Cel", false
 	case "°":
 		return "deg", false
-	case "Ω", "Ω", "ohm":
+	case "\u03a9", "\u2126", "ohm":
 		return "Ohm", false
 	case "m²":
 		return "m2", false
@@ -39,7 +39,7 @@ func senMLUnit(uom string) (name string, secondary bool) {
 		return "W/m2", false
 	case "kg/m³":
 		return "kg/m3", false
-	case "µg/m³", "μg/m³":
+	case "\u00b5g/m³", "\u03bcg/m³":
 		return "ug/m3", true
 	case "mbar":
 		return "hPa", true
