@@ -30,29 +30,55 @@ func (c *common) moment() moment {
 	return m
 }
 
-// stamp is what the log says of when an entry was taken.
-func (c *common) stamp(taken time.Time) uint64 {
+// anchor says by how much stamps that are a time of day are ahead of the boot's own time, in ms, from the entry
+// seq on: by it a step of the clock, or nobody vouching for it any more, ages no entry of this boot.
+type anchor struct {
+	seq   uint64
+	ahead int64
+}
+
+const (
+	maxAnchors = 64
+	anchorSlip = 1000 // ms
+)
+
+// stamp is what the log says of when the entry seq was taken.
+func (c *common) stamp(seq uint64, taken time.Time) uint64 {
 	m := moment{wall: unixMilli(taken)}
 	if c.clock != nil {
 		m = c.moment()
 	}
-	if m.wall >= stampFrom {
-		return m.wall
+	uptime := max(0, taken.Sub(c.opened).Milliseconds())
+	if m.wall < stampFrom {
+		return uint64(uptime) + 1
 	}
-	return uint64(max(0, taken.Sub(c.opened).Milliseconds())) + 1
+	ahead, n := int64(m.wall)-uptime, len(c.anchors)
+	if n == 0 || ahead-c.anchors[n-1].ahead > anchorSlip || c.anchors[n-1].ahead-ahead > anchorSlip {
+		if n == maxAnchors {
+			c.anchors = append(c.anchors[:0], c.anchors[1:]...)
+		}
+		c.anchors = append(c.anchors, anchor{seq: seq, ahead: ahead})
+	}
+	return m.wall
 }
 
 // age is how long ago e was taken, if that is known.
 func (c *common) age(e *entry, now moment) (age time.Duration, known bool) {
+	const ms = time.Millisecond
+	uptime := now.mono.Sub(c.opened)
 	switch {
 	case !e.taken.IsZero():
 		return now.mono.Sub(e.taken), true
-	case e.stamp >= stampFrom:
-		return time.Duration(int64(now.wall)-int64(e.stamp)) * time.Millisecond, now.wall != 0
-	case e.stamp > 0 && e.boot == c.boot:
-		return now.mono.Sub(c.opened) - time.Duration(e.stamp)*time.Millisecond, true
+	case e.stamp < stampFrom:
+		return uptime - time.Duration(e.stamp)*ms, e.stamp > 0 && e.boot == c.boot
+	case e.boot == c.boot:
+		for i := len(c.anchors) - 1; i >= 0; i-- {
+			if a := c.anchors[i]; a.seq <= e.seq {
+				return uptime - time.Duration(int64(e.stamp)-a.ahead)*ms, true
+			}
+		}
 	}
-	return 0, false
+	return time.Duration(int64(now.wall)-int64(e.stamp)) * ms, now.wall != 0
 }
 
 // stale reports whether an entry is too old to be sent.

@@ -114,7 +114,7 @@ func BenchmarkHealthy(b *testing.B) {
 func BenchmarkAlways(b *testing.B) {
 	c := outbox.Default()
 	c.Sync = outbox.Always
-	o, err := outbox.Open(disk.OS(), filepath.Join(b.TempDir(), "outbox"), c, quiet)
+	o, err := tryOpen(disk.OS(), filepath.Join(b.TempDir(), "outbox"), c)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -130,18 +130,18 @@ func BenchmarkAlways(b *testing.B) {
 	}
 }
 
-func appendBench(o *outbox.Outbox) error {
+func appendBench(o *box) error {
 	return o.Append(context.Background(), "rs485-1", func(dst []byte, _ uint64) (string, []byte) {
 		return benchTopic, append(dst, benchPayload...)
 	})
 }
 
-type outboxStore struct{ o *outbox.Outbox }
+type outboxStore struct{ o *box }
 
 func newOutboxStore(dir string) (store, error) {
 	c := outbox.Default()
 	c.MaxBytes = 4 << 30
-	o, err := outbox.Open(disk.OS(), filepath.Join(dir, "outbox"), c, quiet)
+	o, err := tryOpen(disk.OS(), filepath.Join(dir, "outbox"), c)
 	return &outboxStore{o}, err
 }
 

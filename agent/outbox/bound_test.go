@@ -141,7 +141,7 @@ func TestAnEntryThatIsTooLongIsDropped(t *testing.T) {
 // A week without broker: the backlog is on disk, not in memory, and comes back in bounded memory.
 func TestABacklogLeavesMemory(t *testing.T) {
 	const n = 60_000
-	o, err := outbox.Open(disk.OS(), filepath.Join(t.TempDir(), "outbox"), outbox.Default(), quiet)
+	o, err := tryOpen(disk.OS(), filepath.Join(t.TempDir(), "outbox"), outbox.Default())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ func TestLinesAndSessionAtOnce(t *testing.T) {
 		t.Run(sync.String(), func(t *testing.T) {
 			c := outbox.Default()
 			c.MaxBytes, c.Sync = 4<<20, sync
-			o, err := outbox.Open(disk.OS(), filepath.Join(t.TempDir(), "outbox"), c, quiet)
+			o, err := tryOpen(disk.OS(), filepath.Join(t.TempDir(), "outbox"), c)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -37,7 +37,7 @@ func TestLinesAndSessionAtOnce(t *testing.T) {
 	}
 }
 
-func linesAndSession(t *testing.T, o *outbox.Outbox) {
+func linesAndSession(t *testing.T, o *box) {
 	const lines, each = 4, 500
 	var group sync.WaitGroup
 	for l := range lines {

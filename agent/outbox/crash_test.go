@@ -27,7 +27,7 @@ type story struct {
 	t       testing.TB
 	d       *disktest.Disk
 	c       outbox.Config
-	o       *outbox.Outbox
+	o       *box
 	flight  []outbox.Entry
 	settled uint64 // durable up to here
 }

@@ -40,6 +40,7 @@ type common struct {
 	expired lost
 	dropLog quiet
 	ageLog  quiet
+	anchors []anchor
 	// unsettled: the file of lines does not say what policies do.
 	unsettled bool
 }
@@ -140,7 +141,7 @@ func (l *lane) append(ctx context.Context, line string, p *policy, encode func(d
 	}
 	l.seq++
 	e := entry{boot: l.boot, seq: l.seq, line: line, policy: p, taken: time.Now()}
-	e.stamp = l.stamp(e.taken)
+	e.stamp = l.stamp(e.seq, e.taken)
 	e.topic, e.payload = l.encode(encode)
 	e.size = e.recordSize()
 	if l == l.normal && p != nil && p.urgent {
@@ -304,10 +305,8 @@ func (l *lane) vacate() {
 	if l.wanted || !l.empty() {
 		return
 	}
-	for _, name := range []string{placeName, probeName, asideName, asideOld} {
-		_ = l.fsys.Remove(l.path(name))
-	}
-	_ = l.fsys.Remove(l.dir) // what it still holds, or holds again after a power cut, keeps it
+	_ = l.fsys.Remove(l.path(placeName))
+	_ = l.fsys.Remove(l.dir) // what a power cut brings back of it is taken over again
 }
 
 func (l *lane) path(name string) string { return filepath.Join(l.dir, name) }

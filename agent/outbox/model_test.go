@@ -16,7 +16,7 @@ type model struct {
 	t       *rapid.T
 	d       *disktest.Disk
 	c       outbox.Config
-	o       *outbox.Outbox
+	o       *box
 	queue   []held
 	flight  int
 	settled map[key]bool // acknowledged or set aside

@@ -75,6 +75,9 @@ func (s *Lanes) handOut(w Want) ([]Entry, step) {
 		if l.more(w, counts[i], n, bytes) && (n == 0 || l.problems[reading].err == nil) {
 			return nil, step{load: l}
 		}
+		if l.flight+counts[i] < l.depth() {
+			break // what is less urgent must not overtake the rest
+		}
 	}
 	if n == 0 {
 		s.waits.begin(false, 0, 0)

@@ -46,16 +46,28 @@ func newDisk(t tester) *disktest.Disk {
 	return d
 }
 
-func open(t tester, fsys disk.FS, c outbox.Config) *outbox.Outbox {
+// box has a shorter Next.
+type box struct{ *outbox.Lanes }
+
+func (b *box) Next(ctx context.Context, entries, bytes int) ([]outbox.Entry, error) {
+	return b.Lanes.Next(ctx, outbox.Want{Entries: entries, Bytes: bytes})
+}
+
+func open(t tester, fsys disk.FS, c outbox.Config, lines ...outbox.LineConfig) *box {
 	t.Helper()
-	o, err := outbox.Open(fsys, dir, c, quiet)
+	o, err := tryOpen(fsys, dir, c, lines...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return o
 }
 
-func closeBox(t tester, o *outbox.Outbox) {
+func tryOpen(fsys disk.FS, dir string, c outbox.Config, lines ...outbox.LineConfig) (*box, error) {
+	lanes, err := outbox.OpenLanes(outbox.Options{FS: fsys, Dir: dir, Config: c, Lines: lines, Log: quiet})
+	return &box{lanes}, err
+}
+
+func closeBox(t tester, o *box) {
 	t.Helper()
 	if err := o.Close(); err != nil {
 		t.Errorf("closing: %v", err)
@@ -72,7 +84,7 @@ func line(seq uint64) string { return fmt.Sprintf("rs485-%d", seq%3) }
 func topic(seq uint64) string { return "ferrule/gw/readings/" + line(seq) + "/meter" }
 
 // add appends entries and returns the number of the last.
-func add(t tester, o *outbox.Outbox, n int) (last uint64) {
+func add(t tester, o *box, n int) (last uint64) {
 	t.Helper()
 	for range n {
 		next := o.Status().Seq + 1
@@ -107,7 +119,7 @@ func parse(t tester, e outbox.Entry) (k key) {
 // drain hands out what there is, in runs of at most n, and acknowledges it. Where the log is damaged
 // there may be less than its depth, which shows at the end; such a test runs in a bubble, where
 // waiting costs nothing.
-func drain(t tester, o *outbox.Outbox, n int) (keys []key) {
+func drain(t tester, o *box, n int) (keys []key) {
 	t.Helper()
 	for o.Status().Depth > 0 {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -140,7 +152,7 @@ func wantRange(t tester, got []key, boot, from, to uint64) {
 }
 
 // start runs o until the returned function is called.
-func start(t tester, o *outbox.Outbox) (stop func()) {
+func start(t tester, o *box) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- o.Run(ctx) }()
@@ -450,7 +462,7 @@ func TestConfig(t *testing.T) {
 		if c.Validate() == nil {
 			t.Errorf("%s: %+v was accepted", name, c)
 		}
-		if _, err := outbox.Open(disktest.New(), dir, c, quiet); err == nil {
+		if _, err := tryOpen(disktest.New(), dir, c); err == nil {
 			t.Errorf("%s: opened", name)
 		}
 	}

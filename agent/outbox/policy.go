@@ -91,12 +91,16 @@ const (
 
 var linesSeed = record.NewSeed(kindLines)
 
-// readLines takes over what the file says of lines that are urgent still.
+// readLines takes over what the file says of lines that are urgent still. Where a program of before there
+// were lanes has written to the log meanwhile, it says nothing.
 func (c *common) readLines() {
 	names, err := c.settledLines()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		c.log.LogAttrs(context.Background(), slog.LevelWarn, "which lines were urgent cannot be read", slog.Any("err", err))
 		c.unsettled = true
+	}
+	if len(names) > 0 && slices.ContainsFunc(c.normal.segments, func(s *segment) bool { return !s.stamped }) {
+		names, c.unsettled = nil, true
 	}
 	for _, name := range names {
 		if p := c.policies[name]; p != nil && p.urgent {

@@ -120,8 +120,13 @@ func (l *lane) prepare() error {
 	if err := l.fsys.MkdirAll(l.dir, 0o700); err != nil {
 		return fmt.Errorf("making the outbox's folder: %w", err)
 	}
-	if err := l.fsys.SyncDir(filepath.Dir(l.dir)); err != nil {
-		return fmt.Errorf("syncing the folder above the outbox: %w", err)
+	for dir := l.dir; ; dir = filepath.Dir(dir) {
+		if err := l.fsys.SyncDir(filepath.Dir(dir)); err != nil {
+			return fmt.Errorf("syncing the folder above the outbox: %w", err)
+		}
+		if dir == l.normal.dir {
+			break
+		}
 	}
 	list, err := l.fsys.ReadDir(l.dir)
 	if err != nil {
