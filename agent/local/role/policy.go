@@ -109,8 +109,8 @@ func Describe(c *x509.Certificate) string {
 	for _, ou := range c.Subject.OrganizationalUnit {
 		words = append(words, "ou "+strconv.QuoteToASCII(short(ou)))
 	}
-	for _, uri := range c.URIs {
-		words = append(words, "uri "+strconv.QuoteToASCII(short(uri.String())))
+	for _, uri := range uris(c) {
+		words = append(words, "uri "+strconv.QuoteToASCII(short(uri)))
 	}
 	for _, name := range c.DNSNames {
 		words = append(words, "dns "+strconv.QuoteToASCII(short(name)))

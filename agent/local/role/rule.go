@@ -2,6 +2,7 @@ package role
 
 import (
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"strings"
@@ -70,8 +71,8 @@ func (r Rule) kind() (kind, name string) {
 func (r Rule) match(leaf *x509.Certificate) string {
 	switch {
 	case r.URI != "":
-		for _, uri := range leaf.URIs {
-			if name := uri.String(); matchURI(r.URI, name) {
+		for _, name := range uris(leaf) {
+			if matchURI(r.URI, name) {
 				return name
 			}
 		}
@@ -89,6 +90,30 @@ func (r Rule) match(leaf *x509.Certificate) string {
 		}
 	}
 	return ""
+}
+
+// subjectAltName is its extension (RFC 5280, 4.2.1.6).
+var subjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// uris returns the SAN URIs as the CA wrote them: the parsed ones of crypto/x509 have lost an empty
+// fragment and the case of their scheme.
+func uris(leaf *x509.Certificate) (all []string) {
+	const uniformResourceIdentifier = 6
+	for _, extension := range leaf.Extensions {
+		var names []asn1.RawValue
+		if !extension.Id.Equal(subjectAltName) {
+			continue
+		}
+		if rest, err := asn1.Unmarshal(extension.Value, &names); err != nil || len(rest) > 0 {
+			return nil
+		}
+		for _, name := range names {
+			if name.Class == asn1.ClassContextSpecific && name.Tag == uniformResourceIdentifier {
+				all = append(all, string(name.Bytes))
+			}
+		}
+	}
+	return all
 }
 
 func validURI(pattern string) error {
