@@ -65,9 +65,21 @@ const (
 	Plaintext               Cause = "plaintext"   // the port does not speak TLS
 	TLS                     Cause = "tls"         // another alert or handshake error
 
+	ProxyUnreachable Cause = "proxy-unreachable" // the proxy itself is not reached
+	ProxyTLS         Cause = "proxy-tls"         // TLS to an https:// proxy
+	ProxyAuth        Cause = "proxy-auth"        // it wants another login
+	ProxyRefused     Cause = "proxy-refused"     // it does not let us through
+	ProxyNoWay       Cause = "proxy-no-way"      // it does not reach the broker
+	NotProxy         Cause = "not-a-proxy"       // something else answers there
+	Inspection       Cause = "inspected"         // somebody in between opens TLS
+	ALPN             Cause = "alpn"              // no common application protocol
+	NotWebSocket     Cause = "not-websocket"     // HTTP, but no WebSocket of MQTT
+	WebSocketRefused Cause = "websocket-refused" // 401 or 403
+	WebSocketPath    Cause = "websocket-path"    // 404
+
 	NotAuthorized Cause = "not-authorized"  // CONNACK 4 or 5
 	ClientID      Cause = "client-id"       // CONNACK 2
-	Unavailable   Cause = "unavailable"     // CONNACK 3
+	Unavailable   Cause = "unavailable"     // CONNACK 3, or 5xx before a WebSocket
 	Protocol      Cause = "protocol"        // not MQTT 3.1.1
 	TooLarge      Cause = "too-large"       // a packet above max_inbound
 	Subscription  Cause = "subscription"    // SUBACK 0x80

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -71,6 +72,9 @@ func ofAlert(_ Stage, err error) (finding, bool) {
 		return finding{CertificateRevoked, SideDevice, "the device's certificate is revoked", "ask who runs the registrar, then: ferrule enroll"}, true
 	case "bad certificate", "unsupported certificate", "unknown certificate", "access denied":
 		return finding{CertificateRefused, SideBroker, "the broker refused the device's certificate", register}, true
+	case "no application protocol":
+		return finding{ALPN, SideBroker, "the broker does not speak the ALPN protocol that session.brokers names",
+			"AWS IoT Core wants ?alpn=x-amzn-mqtt-ca at port 443, most others no ?alpn= at all"}, true
 	case "protocol version not supported":
 		return finding{Version, SideBroker, "the broker speaks neither TLS 1.2 nor 1.3", "enable TLS 1.2 or 1.3 on the broker"}, true
 	default:
@@ -104,8 +108,12 @@ func ofVerification(_ Stage, err error) (finding, bool) {
 	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
 	_, noRoots := errors.AsType[x509.SystemRootsError](err)
 	if unknown || noRoots {
-		return finding{BrokerUnknownCA, SideDevice, "the broker's certificate is signed by an authority that is not trusted here",
-			"name the right authority in session.roots; if it is right, somebody is in between"}, true
+		text := "the broker's certificate is signed by an authority that is not trusted here"
+		if who := issuer(err); who != "" {
+			text += ", " + strconv.Quote(who)
+		}
+		return finding{BrokerUnknownCA, SideDevice, text,
+			"if that is the broker's authority, name it in session.roots; if it is one of your network's, it opens TLS: have the broker's name exempted, or name it in session.inspection_roots"}, true
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return finding{BrokerInvalid, SideBroker, "the broker's certificate is not valid", "have the broker's certificate issued anew"}, true
@@ -134,6 +142,8 @@ func ofHandshake(stage Stage, err error) (finding, bool) {
 		return finding{}, false
 	}
 	switch text := err.Error(); {
+	case isALPN(err):
+		return finding{ALPN, SideBroker, "the broker chose an ALPN protocol that was not asked for", "something else than an MQTT broker may listen at this port"}, true
 	case strings.Contains(text, "unsupported protocol version"), strings.Contains(text, "no supported versions"):
 		return finding{Version, SideBroker, "the broker speaks neither TLS 1.2 nor 1.3", "enable TLS 1.2 or 1.3 on the broker"}, true
 	case IsTimeout(err), errors.Is(err, context.DeadlineExceeded), IsClosed(err):
@@ -197,9 +207,13 @@ func stalled(stage Stage) finding {
 	case StageDNS:
 		f.side, f.text, f.hint = SideNetwork, "the name server did not answer in time", "check the gateway's name server"
 	case StageTCP:
-		f.side, f.text, f.hint = SideNetwork, "the broker did not answer in time", "a firewall may drop packets to this port"
+		f.side, f.text, f.hint = SideNetwork, "the broker did not answer in time", "a firewall may drop packets to this port; try the broker's port 443, or a proxy"
+	case StageProxy:
+		f.cause, f.side, f.text, f.hint = ProxyUnreachable, SideNetwork, "the proxy did not answer CONNECT in time", "the proxy may not reach the broker: check its log, and the broker's name and port"
 	case StageTLS:
 		f.text = "the handshake stalled after ClientHello"
+	case StageWebSocket:
+		f.text = "the WebSocket handshake was not answered in time"
 	case StageConnack:
 		f.text = "CONNECT was not answered in time"
 	case StageSuback:
@@ -216,6 +230,10 @@ func closed(stage Stage) finding {
 	switch stage {
 	case StageTLS:
 		f.text, f.hint = "the broker closed the connection in the handshake", "check that the port is a TLS listener, and the broker's log"
+	case StageProxy:
+		f.side, f.text, f.hint = SideNetwork, "the proxy closed the connection", "the proxy's log has the reason"
+	case StageWebSocket:
+		f.text, f.hint = "the broker closed the connection in the WebSocket handshake", "check that the port takes WebSockets; with TLS 1.3 a broker may refuse the device's certificate in this way: its log has the reason"
 	case StageConnack:
 		f.text, f.hint = "the broker closed the connection instead of answering CONNECT", "some brokers refuse a device that they do not know in this way; the broker's log has the reason"
 	case StageSuback:

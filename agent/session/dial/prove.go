@@ -13,11 +13,12 @@ import (
 const refusalGrace = 500 * time.Millisecond
 
 // Prove waits whether the broker refuses the certificate after all. With TLS 1.2 the broker
-// has judged it before the handshake ends. With TLS 1.3 the client is done first, and hears a
-// refusal at its first read: silence of half a second, and of twice the time that the
-// handshake took, counts as acceptance. Nothing else may come before CONNECT.
+// has judged it before the handshake ends, and before a WebSocket stands it has in any version.
+// Else, with TLS 1.3, the client is done first, and hears a refusal at its first read: silence of
+// half a second, and of twice the time that the handshake took, counts as acceptance. Nothing
+// else may come before CONNECT.
 func (c *Conn) Prove(ctx context.Context) error {
-	if c.TLS.ConnectionState().Version < tls.VersionTLS13 {
+	if c.Path.WebSocket || c.TLS.ConnectionState().Version < tls.VersionTLS13 {
 		return nil
 	}
 	silence := min(max(refusalGrace, 2*c.Took), 5*time.Second)
@@ -34,5 +35,5 @@ func (c *Conn) Prove(ctx context.Context) error {
 	case cause.IsTimeout(err):
 		return c.TLS.SetReadDeadline(time.Time{})
 	}
-	return err
+	return c.Explain(err)
 }
