@@ -72,7 +72,7 @@ func (l *lane) passed(seq uint64) bool {
 		e := l.front.at(0)
 		return e.boot == l.boot && e.seq > seq
 	case l.unread > 0:
-		return false
+		return l.cursor.seg.from > seq
 	case l.tail.n > 0:
 		return l.tail.at(0).seq > seq
 	}

@@ -118,6 +118,9 @@ func (d *damage) add(bytes int64) {
 func (l *lane) commitCopies(seg *segment, size int64, copies []entry, offs []int64) {
 	w, src := &l.writer, l.writer.source
 	seg.size, seg.records, seg.read = size, len(copies), len(copies)
+	if len(copies) > 0 {
+		seg.from = copies[0].seq
+	}
 	l.segments = append(l.segments, seg)
 	l.onDisk += seg.alloc()
 	l.active = seg

@@ -57,6 +57,8 @@ type segment struct {
 	replaces uint64
 	copied   int
 	stamped  bool
+	// from is the number of its first entry, where this boot has written it; else 0.
+	from uint64
 }
 
 // skip names the entries of one boot up to a seq.

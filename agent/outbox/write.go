@@ -378,6 +378,9 @@ func (l *lane) commit(seg *segment, size int64, full bool) {
 	}
 	seg.size = size
 	l.onDisk += seg.alloc()
+	if seg.records == 0 {
+		seg.from = w.batch[0].seq
+	}
 	seg.records += len(w.batch)
 	seg.read += len(w.batch)
 	if l.active = seg; full {
