@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -107,6 +108,10 @@ func (a *agent) tellOutcome(ctx context.Context) {
 func provisional(old, next *config.Config) *config.Config {
 	c := *next
 	c.Outbox, c.ShutdownGrace = old.Outbox, old.ShutdownGrace
+	c.Lines = slices.Clone(next.Lines)
+	for i := range c.Lines {
+		c.Lines[i].MaxAge = 0 // nothing is let go for a word that may not stand
+	}
 	return &c
 }
 

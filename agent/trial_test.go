@@ -360,7 +360,7 @@ func TestConfigurationKept(t *testing.T) {
 	if a := p.command("c2", "config", ConfigArgs{TOML: next}); !a.OK || !a.Result.Unchanged {
 		t.Errorf("the same again: %+v", a)
 	}
-	p.complete(3)
+	p.complete(2)
 }
 
 func TestConfigurationReturns(t *testing.T) {
@@ -399,7 +399,7 @@ func TestConfigurationReturns(t *testing.T) {
 			if a := p.command("s1", "config", ConfigArgs{Action: "status"}); !a.OK || a.Result.Status.SHA256 != trial.Digest([]byte(old)) {
 				t.Errorf("status: %+v", a)
 			}
-			p.complete(2)
+			p.complete(1)
 		})
 	}
 }
@@ -473,7 +473,7 @@ func TestConfigurationConfirmed(t *testing.T) {
 	if a := p.command("s1", "config", ConfigArgs{Action: "status"}); a.Result.Status.SHA256 != trial.Digest([]byte(three)) {
 		t.Errorf("status: %+v", a)
 	}
-	p.complete(8)
+	p.complete(5)
 }
 
 // A stop and a restart during a trial: the old configuration, with the reason.
@@ -502,7 +502,7 @@ func TestConfigurationStopped(t *testing.T) {
 	if o := p.news("c2", trial.Returned); o.Reason != trial.Restarted || p.file() != old {
 		t.Errorf("%+v", o)
 	}
-	p.complete(5)
+	p.complete(1)
 }
 
 // What is refused changes nothing and ends no session.
@@ -600,7 +600,7 @@ func TestTrialKeepsConfirmedRoots(t *testing.T) {
 	if after, err := os.ReadFile(p.path("state/roots/broker.json")); err != nil || string(after) != string(text) {
 		t.Errorf("the confirmed roots: %v, %s", err, after)
 	}
-	p.complete(2)
+	p.complete(1)
 }
 
 // Where any command needs a token, a configuration does too: it could do what that command may not.

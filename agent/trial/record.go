@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"ferrule/internal/atomicfile"
@@ -127,8 +129,14 @@ func (k *Keeper) end(result Result, reason Reason, detail string, lines []Line) 
 	return o
 }
 
-// cut shortens text at the end of a character.
+// cut makes one line of text, and shortens it at the end of a character.
 func cut(text string) string {
+	text = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, text)
 	if len(text) <= maxDetail {
 		return text
 	}

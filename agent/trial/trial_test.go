@@ -126,10 +126,10 @@ func TestReturned(t *testing.T) {
 	if err := begin(k); err != nil {
 		t.Fatal(err)
 	}
-	k.Return(NoSession, strings.Repeat("ä", maxDetail), nil)
+	k.Return(NoSession, "\x1b[1m\n"+strings.Repeat("ä", maxDetail), nil)
 	k.Return(Stopped, "", nil) // comes too late
 	on, last := k.Status()
-	if on != nil || last == nil || last.Outcome != Returned || last.Reason != NoSession || len(last.Detail) > maxDetail+3 || !strings.HasSuffix(last.Detail, "ä…") {
+	if on != nil || last == nil || last.Outcome != Returned || last.Reason != NoSession || len(last.Detail) > maxDetail+3 || !strings.HasPrefix(last.Detail, " [1m ä") || !strings.HasSuffix(last.Detail, "ä…") {
 		t.Errorf("%+v, %+v", on, last)
 	}
 	if got := content(t, d, file); got != oldText {

@@ -17,6 +17,7 @@ import (
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
 	"ferrule/agent/session/cause"
+	"ferrule/agent/trial"
 	"ferrule/agent/trust"
 	"ferrule/hw"
 )
@@ -55,6 +56,7 @@ func printStatus(w io.Writer, s agent.Status) error {
 		fmt.Fprintf(table, "clock\tnot synchronised: readings are marked unsynced\n")
 	}
 	printIdentity(table, s.Identity)
+	printConfig(table, s.Config, s.Clock.Now)
 	printAuthority(table, s)
 	printSession(table, s.Session, s.Clock.Now)
 	printOutbox(table, s.Outbox)
@@ -95,6 +97,21 @@ func printIdentity(w io.Writer, s identity.Status) {
 	}
 	if s.Problem != "" {
 		fmt.Fprintf(w, "\tPROBLEM: %s\n", s.Problem)
+	}
+}
+
+// printConfig prints what is on trial, and what was not kept last.
+func printConfig(w io.Writer, s agent.ConfigStatus, now time.Time) {
+	if t := s.Trial; t != nil {
+		fmt.Fprintf(w, "config\ton trial (%s) until %s, %s from now; the old one returns by itself\n",
+			t.ID, t.Deadline.Format(time.DateTime), t.Deadline.Sub(now).Round(time.Second))
+	}
+	if o := s.Last; o != nil && o.Outcome != trial.Kept {
+		fmt.Fprintf(w, "config\tthe one of command %s: %s on %s (%s)", o.ID, o.Outcome, o.At.Format(time.DateTime), o.Reason)
+		if o.Detail != "" {
+			fmt.Fprintf(w, ": %s", o.Detail)
+		}
+		fmt.Fprintln(w)
 	}
 }
 
