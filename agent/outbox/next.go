@@ -129,10 +129,15 @@ func (l *lane) hold(w Want, n, bytes int, now moment) time.Duration {
 	if w.BatchBytes > 0 {
 		enough = min(enough, w.BatchBytes)
 	}
-	first := l.front.at(l.flight)
-	if n >= w.Entries || bytes >= enough || l.flight+n < l.front.n || l.unread > 0 || first.sent || first.taken.IsZero() {
+	if n >= w.Entries || bytes >= enough || l.flight+n < l.front.n || l.unread > 0 {
 		return 0
 	}
+	for i := l.flight; i < l.front.n; i++ {
+		if e := l.front.at(i); e.sent || e.taken.IsZero() {
+			return 0 // what is sent again, or comes from the log, has waited
+		}
+	}
+	first := l.front.at(l.flight)
 	wait := w.MaxAge - now.mono.Sub(first.taken)
 	if wait > 0 {
 		if l.waits.any > 0 {
