@@ -3,11 +3,9 @@ package cause
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
 	"net"
-	"strconv"
 	"strings"
 	"syscall"
 )
@@ -80,45 +78,6 @@ func ofAlert(_ Stage, err error) (finding, bool) {
 	default:
 		return finding{TLS, SideBroker, "the broker ended the handshake", "the broker's log has its side of it"}, true
 	}
-}
-
-// ofVerification knows what is wrong with the broker's certificate.
-func ofVerification(_ Stage, err error) (finding, bool) {
-	if d, ok := errors.AsType[*Distrust](err); ok && d.Revoked() {
-		return finding{BrokerRevoked, SideBroker, "the broker's certificate, or that of an authority above it, was revoked",
-			"give the broker a new certificate"}, true
-	} else if ok {
-		return finding{BrokerRevocationUnknown, SideBroker, "nothing proves that the broker's certificate was not revoked",
-			"let the broker staple an OCSP response, or give the device the CRLs of its authorities"}, true
-	}
-	if _, ok := errors.AsType[x509.HostnameError](err); ok {
-		return finding{BrokerName, SideBroker, "the broker's certificate is for another name",
-			"write in session.brokers the name that the certificate carries"}, true
-	}
-	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok {
-		switch {
-		case invalid.Reason == x509.Expired && strings.Contains(invalid.Detail, "is before"):
-			return finding{Clock, SideDevice, "the gateway's clock is before the broker's certificate", "set the clock (timedatectl)"}, true
-		case invalid.Reason == x509.Expired:
-			return finding{BrokerExpired, SideBroker, "the broker's certificate has expired",
-				"renew it; if it is still valid, the gateway's clock is ahead (timedatectl)"}, true
-		}
-		return finding{BrokerInvalid, SideBroker, "the broker's certificate is not valid", "have the broker's certificate issued anew"}, true
-	}
-	_, unknown := errors.AsType[x509.UnknownAuthorityError](err)
-	_, noRoots := errors.AsType[x509.SystemRootsError](err)
-	if unknown || noRoots {
-		text := "the broker's certificate is signed by an authority that is not trusted here"
-		if who := issuer(err); who != "" {
-			text += ", " + strconv.Quote(who)
-		}
-		return finding{BrokerUnknownCA, SideDevice, text,
-			"if that is the broker's authority, name it in session.roots; if it is one of your network's, it opens TLS: have the broker's name exempted, or name it in session.inspection_roots"}, true
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return finding{BrokerInvalid, SideBroker, "the broker's certificate is not valid", "have the broker's certificate issued anew"}, true
-	}
-	return finding{}, false
 }
 
 // ofKey knows what our own certificate and key do to a handshake before anything is sent.

@@ -1,7 +1,6 @@
 package cause
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -155,12 +154,4 @@ func webAnswered(code int) finding {
 func isALPN(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "server selected unadvertised ALPN protocol") || strings.Contains(text, "server advertised unrequested ALPN extension")
-}
-
-// issuer names who signed what is not trusted; empty: that is not what err is about.
-func issuer(err error) string {
-	if v, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && len(v.UnverifiedCertificates) > 0 {
-		return v.UnverifiedCertificates[0].Issuer.String()
-	}
-	return ""
 }

@@ -85,9 +85,9 @@ type underlay struct {
 	*tls.Conn
 
 	mu     sync.Mutex
-	left   int // bytes that may come before settle; -1: any number
-	err    error // that ended reading
-	unsent error // that ended writing
+	left   int       // bytes that may come before settle; -1: any number
+	err    error     // that ended reading
+	unsent error     // that ended writing
 	own    time.Time // gorilla's deadline of the next write
 	stream time.Time // the stream's
 }
