@@ -4,7 +4,7 @@ const $=(q,from=document)=>from.querySelector(q);
 const root=document.documentElement;
 const el=(tag,cls,...kids)=>{const e=document.createElement(tag);if(cls)e.className=cls;e.append(...kids);return e};
 const icon=(name)=>{
-  const ns='http:'+'//www.w3.org/2000/svg',s=document.createElementNS(ns,'svg'),u=document.createElementNS(ns,'use');
+  const ns='http://www.w3.org/2000/svg',s=document.createElementNS(ns,'svg'),u=document.createElementNS(ns,'use');
   u.setAttribute('href','#i-'+name);s.setAttribute('aria-hidden','true');s.append(u);return s;
 };
 // set writes only what changed: most of a status is as it was a second ago.

@@ -38,8 +38,9 @@ const showPath=()=>{
   const since=time(s.since),how=stageState(s.stage);
   const next=time(s.next_attempt)-now();
   node('session',how==='wait'&&s.last_failure&&s.attempts>0?'bad':how,up?'Up':stageWord(s.stage),up&&!isNaN(since)?'for '+span(now()-since):s.stage==='waiting'&&next>0?'again in '+span(next):num(s.attempts)?'attempt '+count(s.attempts+1):'');
-  node('broker',up?'ok':'wait',brokerName(s.broker)||'None yet',up?rate(outRate)+' messages/s':'no session');
-  pipe('lines',lineState,inRate);
+  const broker=node('broker',up?'ok':'wait',brokerName(s.broker)||'None yet',up?rate(outRate)+' messages/s':'no session');
+  broker.title=str(s.broker);
+  pipe('lines',upLines?'ok':'bad',inRate);
   pipe('outbox',up?'ok':'bad',up?Math.max(outRate,perSecond('oacked')):0);
   pipe('session',up?'ok':'bad',up?outRate:0);
   attr($('#path'),'aria-label','The path of a reading: '+upLines+' of '+lines.length+' lines up, '+count(o.depth)+' entries wait, session '+stageWord(s.stage).toLowerCase()+', '+rate(outRate)+' messages per second');

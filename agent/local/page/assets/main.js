@@ -48,5 +48,6 @@ document.addEventListener('keydown',e=>{
 
 theme();
 open();
-ask();
+// An agent without events is asked for its status instead.
+setTimeout(()=>{if(!M.doc&&M.link==='wait')ask()},2500);
 setInterval(()=>{tickReadings();watch();schedule()},1000);

@@ -1,5 +1,5 @@
-// Live values. A talker can call itself what it likes, so names are bounded in number; and what is
-// not on the screen costs no drawing.
+// Live values. A talker can call itself what it likes, so names are bounded in number; and a plot
+// that is not on the screen is not drawn.
 const MOST_UNITS=600,MOST_POINTS=3000,MOST_TEXT=256*1024,PER_FRAME=90,FORGET=600000;
 const BAD={timeout:'no answer',crc:'damaged',mismatch:'wrong answer',nan:'no value',invalid:'not valid',missing:'not sent',line:'line down',refused:'refused',encrypted:'encrypted'};
 const badWord=(r)=>BAD[r]||str(r).replace('-',' ')||'bad';
@@ -50,7 +50,7 @@ const pointOf=(u,name)=>{
   attr(canvas,'aria-hidden','true');
   const button=el('button','point',el('bdi','name',name),canvas,el('span','reading',value,uom));
   button.type='button';button.tabIndex=-1;attr(button,'aria-expanded','false');button.title=name;
-  p={unit:u,name,canvas,value,uom,button,row:el('div','row',button),series:new Series(),v:undefined,bad:'',digits:0,drawn:0,detail:null};
+  p={unit:u,name,canvas,value,uom,button,row:el('div','row',button),series:new Series(),v:undefined,bad:'',digits:0,wide:0,drawn:0,detail:null};
   button.$point=p;
   if(u.wait){u.wait.remove();u.wait=null}
   u.points.set(name,p);u.rows.append(p.row);
@@ -106,11 +106,17 @@ const written=(p,v)=>{
 };
 const figure=(p,v)=>nf[Math.min(6,Math.max(p.digits,Math.abs(v)>=1000?1:Math.abs(v)>=1?2:4))].format(v);
 
-const draw=(p,t)=>{
+// write is for all, also off the screen: a screen reader and a search find them there.
+const write=(p)=>{
   const u=p.unit;
   if(p.bad){set(p.value,badWord(p.bad));set(p.uom,'')}
   else{set(p.value,p.v===undefined?'…':written(p,p.v));set(p.uom,Object.hasOwn(u.uom,p.name)?str(u.uom[p.name]):'')}
+  // The column may grow, and never jumps back and forth.
+  const wide=Math.min(p.value.$text.length+(p.bad?1:0),16);
+  if(wide>p.wide){p.wide=wide;p.value.style.minWidth=wide*.56+'em'}
   state(p.button,p.bad?'bad':null);
+};
+const draw=(p,t)=>{
   const plain=typeof p.v==='string';
   if(p.canvas.hidden!==plain)p.canvas.hidden=plain;
   if(t-p.drawn<450&&!p.fresh){p.late=true;return}
@@ -124,15 +130,16 @@ const drawDetail=(p)=>{
   set(p.detail.lo,f(s&&s.lo));set(p.detail.mean,f(s&&s.mean));set(p.detail.hi,f(s&&s.hi));
 };
 
-// drawReadings draws what changed and can be seen, at most PER_FRAME points; it says whether more waits.
+// drawReadings shows what changed, at most PER_FRAME points; it says whether more waits.
 const drawReadings=(t)=>{
   let n=0;
   for(const l of R.lines.values())for(const u of l.units.values())if(u.stale&&u.visible&&l.box.open){u.stale=false;for(const p of u.points.values()){p.fresh=true;R.dirty.add(p)}}
   for(const p of R.dirty){
     if(n>=PER_FRAME)return true;
     R.dirty.delete(p);
+    write(p);n++;
     if(!p.unit.visible||!p.unit.line.box.open){p.unit.stale=true;continue}
-    draw(p,t);n++;
+    draw(p,t);
     if(p.late)late.add(p);
   }
   return false;

@@ -107,7 +107,7 @@ const updateRow=(li,r)=>{
   const parts=r.steps.map((x,i)=>({stage:x.stage,ms:(i+1<r.steps.length?time(r.steps[i+1].at):end)-time(x.at)})).filter(x=>x.ms>=0);
   steps.hidden=parts.length<2;
   const total=parts.reduce((n,x)=>n+x.ms,0)||1;
-  reconcile(steps,parts,(x)=>x.stage,()=>el('span'),(n,x)=>{n.style.flexGrow=Math.max(x.ms/total,0.02);const words=x.stage+' '+span(x.ms);set(n,words);n.title=words});
+  reconcile(steps,parts,(x)=>x.stage,()=>el('span'),(n,x)=>{n.style.flexGrow=Math.max(x.ms/total,0.02);const words=x.stage+' '+span(x.ms);set(n,x.ms/total>0.2?words:'');n.title=words});
 };
 
 // The ribbon: up, trying and waiting over the time that the history covers.

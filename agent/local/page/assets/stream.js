@@ -18,7 +18,11 @@ const open=()=>{
     if(s&&s.readyState!==2)continue;
     const source=X.sources[name]=new EventSource(name);
     source.onerror=()=>failed(name,source);
-    if(name==='events')source.addEventListener('status',e=>status(e.data));
+    if(name==='events'){
+      source.addEventListener('status',e=>status(e.data));
+      // What stands before the agent (ferrule status --web) tells that it is away, and holds the stream.
+      source.addEventListener('agent',e=>{X.last=performance.now();explain(null,e.data)});
+    }
     else{
       source.onmessage=e=>reading(e.data);
       source.addEventListener('missed',e=>{M.counts.missed+=Number(e.data)||0});
@@ -54,10 +58,10 @@ const ask=async()=>{
   retry();
 };
 const explain=(answer,text)=>{
-  if(!answer)return link('bad','Nobody answers','Is the gateway on, and is this device in its network? The page goes on trying.');
   let said={};
   try{said=obj(JSON.parse(text))}catch{}
-  if(answer.status===401||answer.status===403)return link('bad',str(said.error)||'This page may not see the device',str(said.hint)||'Open it anew: ferrule status --web');
+  if(!answer&&!text)return link('bad','Nobody answers','Is the gateway on, and is this device in its network? The page goes on trying.');
+  if(answer&&(answer.status===401||answer.status===403))return link('bad',str(said.error)||'This page may not see the device',str(said.hint)||'Open it anew: ferrule status --web');
   link('bad',said.code==='not-running'?'The agent is not running':str(said.error)||'The agent does not answer',str(said.hint));
 };
 

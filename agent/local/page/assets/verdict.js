@@ -88,9 +88,9 @@ const showVerdict=()=>{
       title=up?'All is well':stageWord(stage);
       text=up?wellText(d):'The session is being made.';
     }else{
-      how=serious[0].how;
-      title=serious.length===1?serious[0].title:plural(serious.length,'thing needs','things need')+' attention';
-      text=serious.length===1?(how==='bad'?'The rest is well.':'Everything else is well.'):'The most important first.';
+      const first=serious[0],rest=serious.length-1;
+      how=first.how;title=first.title;
+      text=rest?'And '+plural(rest,'more thing needs','more things need')+' attention.':how==='bad'?'The rest is well.':'Everything else is well.';
     }
   }
   state(hero,how);state(root,M.link==='ok'?'live':'stale');
@@ -106,18 +106,22 @@ const wellText=(d)=>{
   const say=plural(lines.length,'line')+', '+plural(units,'unit')+'. ';
   return say+(o.oldest_age_s>30?'A backlog of '+plural(o.depth,'entry','entries')+' is on its way.':'Every reading reaches the broker.');
 };
-const makeProblem=()=>el('li','',el('span','mini'),el('div','',el('b'),el('p'),el('p','repair')),el('a','more','Show'));
+const PARTS={lines:'the lines',session:'the session',outbox:'the outbox',identity:'the identity',commands:'the commands',trust:'trust and audit',update:'the agent'};
+const makeProblem=()=>el('li','',el('span','mini'),el('div','',el('b'),el('p'),el('p','repair'),el('a','more','Show')));
 const updateProblem=(li,p)=>{
   state(li,p.how);
-  const[mini,box,link]=li.children;
+  const[mini,box]=li.children,link=box.lastChild;
   const name=p.how==='note'?'wait':p.how;
   if(mini.$name!==name){mini.$name=name;mini.replaceChildren(icon(name))}
-  set(box.children[0],p.title);set(box.children[1],p.text);box.children[1].hidden=!p.text;
+  set(box.children[0],p.title);set(box.children[1],p.text);
+  // The first one is the headline already.
+  box.children[0].hidden=p.title===$('#verdict').$text&&!!(p.text||p.repair);
+  box.children[1].hidden=!p.text;
   const repair=box.children[2];
   const words=(p.side?'Repair '+p.side+(p.repair?': ':'.'):'')+p.repair;
   if(repair.$said!==words){repair.$said=words;repair.replaceChildren(icon('tool'),words)}
   repair.hidden=!words;
-  link.hidden=!p.part;link.href='#'+p.part;attr(link,'aria-label','Show: '+p.title);
+  link.hidden=!p.part;set(link,'Show '+(PARTS[p.part]||''));link.href='#'+p.part;
 };
 
 // The tab tells it too: by its title and by its icon.
@@ -130,5 +134,5 @@ const showTab=(how,d)=>{
   if(link.$how===how)return;
   link.$how=how;
   const[colour,path]=ICONS[how];
-  link.href='data:image/svg+xml,'+encodeURIComponent('<svg xmlns="http:'+'//www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="16" r="15" fill="#'+colour+'"/><path d="'+path+'" fill="none" stroke="#fff" stroke-width="3.5" stroke-linecap="round" stroke-linejoin="round"/></svg>');
+  link.href='data:image/svg+xml,'+encodeURIComponent('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><circle cx="16" cy="16" r="15" fill="#'+colour+'"/><path d="'+path+'" fill="none" stroke="#fff" stroke-width="3.5" stroke-linecap="round" stroke-linejoin="round"/></svg>');
 };
