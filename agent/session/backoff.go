@@ -5,37 +5,90 @@ import (
 	"time"
 )
 
-// The pause before an attempt is drawn evenly from 0 to a bound that doubles from firstBound
-// to lastBound ("full jitter"), so that a fleet whose broker comes back spreads over it. Only
-// the first attempt after the start is made at once. A connection that stood for steady
-// begins again at firstBound; a shorter one on which the broker acknowledged something, and
-// so is there, keeps the bound at 16 s at most.
 const (
-	firstBound = 2 * time.Second
-	lastBound  = time.Minute
-	steady     = time.Minute
-	mostFor    = 4 // failures that count where the broker acknowledged
+	// lastBound is what the bound of the pauses grows to.
+	lastBound = 2 * time.Minute
+	// steady is how long a connection stands that had nothing wrong with it.
+	steady = time.Minute
+	// thereBound is the longest bound where the broker acknowledged something, and so is there.
+	thereBound = 16 * time.Second
+	// ownBound is the bound of the first pause where our own network had changed.
+	ownBound = 2 * time.Second
 )
 
-// failed returns the number of failures to go on with after a connection that stood so long.
-func failed(failures int, stood time.Duration, acknowledged bool) int {
-	switch {
-	case stood >= steady:
-		return 0
-	case acknowledged:
-		return min(failures+1, mostFor)
-	}
-	return failures + 1
+// tries decides which broker comes next, and how long to wait before. It knows no clock and no
+// network, so that a fleet of thousands can be simulated with it.
+//
+// Whatever ended a connection may have ended that of the whole fleet in the same moment. So the
+// first pause is drawn evenly from 0 to spread: a second holds a spread-th of the fleet. Every
+// further one is drawn from the upper half of a bound that doubles: it keeps apart who is apart, and
+// is never so short that late ones of the first round meet early ones of the second. No pause is made
+// between the brokers of one round, nor before the first attempt after the start.
+type tries struct {
+	spread  time.Duration
+	brokers int
+
+	broker int  // of the round, comes next
+	rounds int  // pauses since the last connection that was worth it
+	own    bool // our network changed: nobody else lost its connection with us
+	free   bool // the next attempt needs no pause
 }
 
-// backoff returns the pause before attempt n, which counts from 0 after a steady connection.
-// random is in [0, 1).
-func backoff(n int, random float64) time.Duration {
-	bound := lastBound
-	if n < 8 {
-		bound = min(firstBound<<n, lastBound)
+func newTries(spread time.Duration, brokers int) tries {
+	return tries{spread: spread, brokers: brokers, free: true}
+}
+
+// failed is told that the attempt at broker failed.
+func (t *tries) failed() {
+	t.broker++
+	t.free = t.broker < t.brokers
+	t.broker %= t.brokers
+}
+
+// lost is told that a connection ended: how long it stood, whether the broker acknowledged
+// anything on it, and whether our own network was gone from under it. A broker that acknowledged
+// nothing gives way to the next one.
+func (t *tries) lost(stood time.Duration, acknowledged, own bool) {
+	t.free, t.own = false, own
+	switch {
+	case stood >= steady:
+		t.broker, t.rounds = 0, 0
+	case acknowledged:
+		t.broker = 0
+		for t.rounds > 0 && t.bound(t.rounds) > max(thereBound, t.spread) {
+			t.rounds--
+		}
+	default:
+		t.broker = (t.broker + 1) % t.brokers
+	}
+}
+
+// pause returns how long to wait before the next attempt. random is in [0, 1).
+func (t *tries) pause(random float64) time.Duration {
+	if t.free {
+		t.free = false
+		return 0
+	}
+	n := t.rounds
+	t.rounds++
+	bound := t.bound(n)
+	if n > 0 {
+		return time.Duration((1 + random) / 2 * float64(bound))
+	}
+	if t.own {
+		t.own, t.rounds = false, 0
+		bound = min(bound, ownBound)
 	}
 	return time.Duration(random * float64(bound))
+}
+
+// bound returns the longest pause number n, which counts from 0.
+func (t *tries) bound(n int) time.Duration {
+	bound := t.spread
+	for ; n > 0 && bound < lastBound; n-- {
+		bound *= 2
+	}
+	return min(bound, max(lastBound, t.spread))
 }
 
 func jitter() float64 { return rand.Float64() }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"ferrule/agent/agenttest"
 	"ferrule/agent/identity"
@@ -71,6 +72,7 @@ func TestWillAtMosquitto(t *testing.T) {
 	sub := w.subscribe(m, "#", "%t %p")
 	f := startRogueRelay(t, m.address)
 	s := w.session(f.address)
+	s.tries = newTries(10*time.Minute, 1)
 	s.random = func() float64 { return 1 }
 	w.run(s)
 	until(t, "the status", func() bool { return sub.ends(`{"online":true}`) })

@@ -2,11 +2,8 @@ package session
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"sync/atomic"
-	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
@@ -56,7 +53,15 @@ func (b *inbox) put(d delivery) bool {
 // and its reply was acknowledged, so that a lost reply brings it again.
 func (l *link) receive(_ mqtt.Client, m mqtt.Message) {
 	s := l.session
+	if m.Retained() && l.repeated.Load() {
+		m.Ack() // it came with an earlier SUBSCRIBE, and comes again with every one
+		return
+	}
 	name, ok := s.commandName(m.Topic())
+	if !ok && s.hostFilter != "" && matches(s.hostFilter, m.Topic()) {
+		l.fromHost(m)
+		return
+	}
 	if !ok {
 		m.Ack() // of a subscription that an earlier configuration left at the broker
 		return
@@ -119,7 +124,7 @@ func (s *Session) answer(ctx context.Context, d delivery) {
 	if id != "" && len(reply) > 0 {
 		topic, err := encode.ExpandTopic(s.config.Topics.Reply, map[string]string{"device": s.device, "id": id})
 		if err == nil {
-			err = d.link.deliver(ctx, topic, reply, false)
+			err = d.link.deliver(ctx, notice{topic, reply, 1, false})
 		}
 		if err != nil {
 			s.log.LogAttrs(ctx, slog.LevelInfo, "reply not delivered; the command will come again",
@@ -130,70 +135,12 @@ func (s *Session) answer(ctx context.Context, d delivery) {
 	d.message.Ack()
 }
 
-// The first pause before a subscription is tried again on the same link; it doubles to the last.
-const (
-	firstResubscribe = 30 * time.Second
-	lastResubscribe  = 10 * time.Minute
-)
-
-// subscribe subscribes to commands, and tries again while the broker refuses: readings flow
-// meanwhile. It ends when the broker has agreed, or with the link.
-func (l *link) subscribe() {
-	s := l.session
-	if s.filter == "" {
-		s.answered(l, false)
-		return
-	}
-	for pause := firstResubscribe; ; pause = min(2*pause, lastResubscribe) {
-		err := l.subscribeOnce()
-		if l.over() {
-			return
-		}
-		s.answered(l, err == nil)
-		if err == nil {
-			return
-		}
-		s.note(cause.Classify(cause.StageSuback, err))
-		select {
-		case <-l.lost:
-			return
-		case <-time.After(pause):
-		}
-	}
-}
-
-func (l *link) subscribeOnce() error {
-	limit := time.NewTimer(l.session.timeouts.suback)
-	defer limit.Stop()
-	token := l.hand(func() mqtt.Token { return l.client.Subscribe(l.session.filter, 1, nil) })
-	select {
-	case <-token.Done():
-	case <-l.lost:
-		return l.err
-	case <-limit.C:
-		return fmt.Errorf("%w within %v", cause.ErrStalled, l.session.timeouts.suback)
-	}
-	if err := token.Error(); err != nil { // it was not sent, or its connection ends
-		l.conn.fail(err)
-		<-l.lost
-		return l.err
-	}
-	subscribed, ok := token.(*mqtt.SubscribeToken)
-	if !ok {
-		return errors.New("not a token of SUBSCRIBE")
-	}
-	if code, answered := subscribed.Result()[l.session.filter]; !answered || code > 2 {
-		return fmt.Errorf("%w to %s", cause.ErrSubscription, l.session.filter)
-	}
-	return nil
-}
-
 // announce publishes the status, and again whenever it is asked to, until ctx ends or the
 // link does.
 func (l *link) announce(ctx context.Context) {
 	s := l.session
 	for {
-		if err := l.deliver(ctx, s.topics.status, s.online(), true); err != nil {
+		if err := l.deliver(ctx, notice{s.topics.status, s.online(), 1, true}); err != nil {
 			return
 		}
 		select {

@@ -36,7 +36,8 @@ type conn struct {
 	start        time.Time
 
 	lastIn  atomic.Int64  // when bytes came, in nanoseconds since start
-	lastAck atomic.Int64  // when a PUBACK came
+	lastAck atomic.Int64  // when a PUBACK came, or could not
+	acks    atomic.Uint64 // how many came
 	ponged  chan struct{} // a PINGRESP came
 
 	failMu  sync.Mutex
@@ -71,11 +72,30 @@ func (c *conn) receive(p []byte) (int, error) {
 	return n, err
 }
 
+// watchPoison has judge asked about messages that cannot be passed on, and skipped told of those that
+// were skipped.
+func (c *conn) watchPoison(judge, skipped func(p poison) error) {
+	var since time.Time
+	c.guard.judge = func(p poison) error {
+		since = time.Now()
+		return judge(p)
+	}
+	c.guard.skipping = func() error {
+		c.lastAck.Store(c.lastIn.Load()) // acknowledgements wait behind it
+		if time.Since(since) > swallowFor {
+			return fmt.Errorf("%w: it takes longer than %v to skip", cause.ErrTooLarge, swallowFor)
+		}
+		return nil
+	}
+	c.guard.skipped = skipped
+}
+
 // packet notes what the guard let pass.
 func (c *conn) packet(kind byte) {
 	switch kind {
 	case packetPuback:
 		c.lastAck.Store(c.lastIn.Load())
+		c.acks.Add(1)
 	case packetPingresp:
 		select {
 		case c.ponged <- struct{}{}:
@@ -205,7 +225,7 @@ func (c *conn) sinceIn(t time.Time) time.Duration { return c.since(&c.lastIn, t)
 func (c *conn) sinceAck(t time.Time) time.Duration { return c.since(&c.lastAck, t) }
 
 // acknowledged says whether any PUBACK came.
-func (c *conn) acknowledged() bool { return c.lastAck.Load() != 0 }
+func (c *conn) acknowledged() bool { return c.acks.Load() > 0 }
 
 func (c *conn) since(last *atomic.Int64, t time.Time) time.Duration {
 	return min(time.Since(c.start)-time.Duration(last.Load()), time.Since(t))

@@ -45,7 +45,7 @@ func TestGuardPassesWhatMayPass(t *testing.T) {
 
 func TestGuardRefusesByTheLengthAlone(t *testing.T) {
 	for length, want := range map[int]error{1000: nil, 1001: cause.ErrTooLarge} {
-		head := []byte{packetConnack << 4, 2, 0, 0, packetPublish << 4, byte(length&0x7f | 0x80), byte(length >> 7)}
+		head := []byte{packetConnack << 4, 2, 0, 0, packetPublish << 4, byte(length&0x7f | 0x80), byte(length >> 7), 0, 1, 'x'}
 		got, err := io.ReadAll(newTestGuard(bytes.NewReader(head)))
 		if !errors.Is(err, want) {
 			t.Errorf("%d bytes: %v", length, err)
@@ -172,11 +172,13 @@ func TestConfig(t *testing.T) {
 		`there is no password here`:                      func(c *Config) { c.Brokers = []string{"mqtts://u:p@a"} },
 		`the host is missing`:                            func(c *Config) { c.Brokers = []string{"mqtts://:8883"} },
 		`"70000" is not a port`:                          func(c *Config) { c.Brokers = []string{"mqtts://a:70000"} },
-		`there is something behind the port`:             func(c *Config) { c.Brokers = []string{"mqtts://a:1?alpn=x"} },
+		`there is something behind #`:                    func(c *Config) { c.Brokers = []string{"mqtts://a:1#x"} },
 		`session.client_id`:                              func(c *Config) { c.ClientID = "{line}" },
 		`session.keepalive: 1ms`:                         func(c *Config) { c.Keepalive = quantity.Duration(time.Millisecond) },
 		`session.window: 0`:                              func(c *Config) { c.Window = 0 },
 		`session.write_timeout: 0s`:                      func(c *Config) { c.WriteTimeout = 0 },
+		`session.daily_bytes: 1KiB`:                      func(c *Config) { c.DailyBytes = 1 << 10 },
+		`session.reconnect_spread: 1h0m0s`:               func(c *Config) { c.ReconnectSpread = quantity.Duration(time.Hour) },
 		`session.rate: -1`:                               func(c *Config) { c.Rate = -1 },
 		`session.max_inbound: 256MiB`:                    func(c *Config) { c.MaxInbound = 256 << 20 },
 		`session.topics.status: "a/#"`:                   func(c *Config) { c.Topics.Status = "a/#" },

@@ -37,6 +37,27 @@ type link struct {
 	since time.Time // CONNACK
 	owed  owed      // when the link has ended
 	pacer pacer
+
+	// clean drops what the broker keeps for us: a message that is too large to be skipped is in it.
+	clean bool
+	will  notice // what the broker was given for the case that we do not come back
+
+	hears      chan struct{} // closed: SUBSCRIBE was answered, or held back
+	subscribed sync.Once
+	repeated   atomic.Bool // SUBSCRIBE was answered before: what was retained has come
+	heard      atomic.Bool // it was agreed to
+	rebirths   chan struct{}
+	wanted     chan struct{} // rebirths that hosts ask for
+	reborn     sync.Once
+	witness    *witness // stands beside it, or nil
+}
+
+// notice is a message of the session's own.
+type notice struct {
+	topic    string
+	payload  []byte
+	qos      byte
+	retained bool
 }
 
 // open sends CONNECT on a proved or fresh connection and waits for CONNACK. The connection is
@@ -45,11 +66,18 @@ func (s *Session) open(ctx context.Context, sec *dial.Conn) (*link, error) {
 	s.begin(cause.StageConnack)
 	l := &link{
 		session: s, secured: sec, window: newWindow(s.config.Window),
-		conn:   newConn(sec, s.config.MaxInbound.Bytes(), s.config.WriteTimeout.Std()),
-		flight: make(chan *chunk, s.config.Window),
-		lost:   make(chan struct{}),
-		pacer:  pacer{rate: s.config.Rate, last: time.Now()},
+		conn:     newConn(sec, s.config.MaxInbound.Bytes(), s.config.WriteTimeout.Std()),
+		since:    time.Now(),
+		flight:   make(chan *chunk, s.config.Window),
+		lost:     make(chan struct{}),
+		hears:    make(chan struct{}),
+		rebirths: make(chan struct{}, 1),
+		wanted:   make(chan struct{}, 1),
+		pacer:    pacer{rate: s.config.Rate, last: time.Now()},
 	}
+	l.clean = !s.quarantine.heldUntil(l.since).IsZero()
+	l.will = s.lastWill()
+	l.conn.watchPoison(l.judge, l.quarantined)
 	l.client = mqtt.NewClient(l.options())
 	stop := context.AfterFunc(ctx, func() { l.conn.fail(ctx.Err()) })
 	token := l.client.Connect()
@@ -69,7 +97,28 @@ func (s *Session) open(ctx context.Context, sec *dial.Conn) (*link, error) {
 		return nil, &cause.StageError{Stage: cause.StageConnack, Err: sec.Explain(err)}
 	}
 	l.since = time.Now()
+	present := false
+	if accepted, ok := token.(*mqtt.ConnectToken); ok {
+		present = accepted.SessionPresent()
+	}
+	s.sessionPresent(l, present)
 	return l, nil
+}
+
+// judge is asked about a PUBLISH that is too large, or malformed.
+func (l *link) judge(p poison) error {
+	return l.session.quarantine.judge(p, l.session.config.MaxInbound.Bytes(), time.Now())
+}
+
+// lastWill is the format's will, or else the session's own.
+func (s *Session) lastWill() (w notice) {
+	if s.format != nil {
+		w.topic, w.payload, w.qos, w.retained = s.format.Will()
+	}
+	if w.topic == "" && s.topics.status != "" {
+		w = notice{s.topics.status, s.offline, 1, true}
+	}
+	return w
 }
 
 // options binds paho as every connection needs it.
@@ -80,7 +129,7 @@ func (l *link) options() *mqtt.ClientOptions {
 		SetProtocolVersion(4).   // or a refused CONNECT is tried again as MQTT 3.1
 		SetAutoReconnect(false). // it completes tokens without error and without a PUBACK
 		SetConnectRetry(false).
-		SetCleanSession(false). // commands sent while we were away arrive
+		SetCleanSession(l.clean). // off, so that commands sent while we were away arrive
 		SetOrderMatters(true).
 		SetAutoAckDisabled(true).
 		SetStore(discard{}).
@@ -92,8 +141,8 @@ func (l *link) options() *mqtt.ClientOptions {
 		SetConnectionLostHandler(func(_ mqtt.Client, err error) { l.ended(err) }).
 		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return l.conn, nil })
 	o.AddBroker("tcp://" + l.secured.Broker.Address()) // never dialled: the function above is asked
-	if s.topics.status != "" {
-		o.SetBinaryWill(s.topics.status, s.offline, 1, true)
+	if w := l.will; w.topic != "" {
+		o.SetBinaryWill(w.topic, w.payload, w.qos, w.retained)
 	}
 	return o
 }
@@ -159,11 +208,11 @@ func (l *link) hand(try func() mqtt.Token) mqtt.Token {
 }
 
 // deliver publishes one message and waits for its PUBACK, the link's end, or that of ctx.
-func (l *link) deliver(ctx context.Context, topic string, payload []byte, retained bool) error {
+func (l *link) deliver(ctx context.Context, m notice) error {
 	l.window.add(1)
 	defer l.window.done(1)
 	l.conn.expect(1)
-	token := l.publish(topic, payload, retained)
+	token := l.hand(func() mqtt.Token { return l.client.Publish(m.topic, m.qos, m.retained, m.payload) })
 	l.session.count(func(st *Status) { st.Published++ })
 	select {
 	case <-token.Done():
@@ -215,6 +264,7 @@ func (l *link) watch() {
 			return
 		case <-tick.C:
 		}
+		l.session.meter.read(l.secured)
 		n, since := l.window.inFlight()
 		quiet := l.conn.sinceIn(since)
 		switch {

@@ -2,6 +2,8 @@ package session
 
 import (
 	"context"
+	"slices"
+	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
@@ -9,7 +11,7 @@ import (
 )
 
 const (
-	// joinBytes is how large a message of several entries gets.
+	// joinBytes is how large a message of several entries gets where nobody says.
 	joinBytes = 16 << 10
 	// runEntries is how many entries are taken from the outbox at a time to be joined.
 	runEntries = 1024
@@ -20,12 +22,13 @@ const (
 // message is one PUBLISH: one entry, or several joined.
 type message struct {
 	topic   string
-	payload []byte
-	parts   [][]byte // of a message that is still being joined
-	size    int      // of parts
-	first   uint64   // its first entry
-	last    uint64   // its last entry
-	ack     uint64   // settles all entries up to this one; 0: a later message does
+	run     []outbox.Entry // those that are still to be joined
+	payload []byte         // nil: they are
+	head    entryKey       // of its first entry
+	first   uint64         // its first entry
+	entries int
+	watched []entryKey // of its entries, the suspect's
+	ack     uint64     // settles all entries up to this one; 0: a later message does
 	token   mqtt.Token
 }
 
@@ -38,26 +41,32 @@ type chunk struct {
 func (l *link) feed(ctx context.Context) {
 	defer close(l.flight)
 	s := l.session
+	if !l.begin(ctx) {
+		return
+	}
 	topics := 1 // that the last run had
 	for {
-		caution := s.suspect.caution()
-		if caution && !l.aloneAndAlive(ctx) {
+		single, last := s.suspect.caution()
+		if single && !l.aloneAndAlive(ctx, last) {
 			return
 		}
 		free := l.window.room(ctx)
 		if free == 0 {
 			return
 		}
-		entries, bytes := free, runBytes
-		if s.join != nil {
-			entries, bytes = runEntries, joinBytes*min(topics, free)
+		if s.format != nil && !l.births(ctx, false) {
+			return
 		}
-		if caution {
-			entries = 1
+		want := s.want(free, topics)
+		if single {
+			want.Entries, want.MaxAge = 1, 0
 		}
-		run, err := s.outbox.Next(ctx, entries, bytes)
+		run, err := l.next(ctx, want)
 		if err != nil {
 			return
+		}
+		if len(run) == 0 {
+			continue // births are due, or a day has ended
 		}
 		messages := s.compose(run)
 		topics = len(messages)
@@ -67,10 +76,90 @@ func (l *link) feed(ctx context.Context) {
 	}
 }
 
-// aloneAndAlive waits until nothing is in flight and the broker has answered a ping.
-func (l *link) aloneAndAlive(ctx context.Context) bool {
+// want says what is taken from the outbox when free places are in the window.
+func (s *Session) want(free, topics int) outbox.Want {
+	if s.format == nil {
+		return outbox.Want{Entries: free, Bytes: runBytes}
+	}
+	return outbox.Want{
+		Entries: runEntries, Bytes: s.batch.MaxBytes * min(topics, free),
+		MaxAge: s.batch.MaxAge, BatchBytes: s.batch.MaxBytes,
+	}
+}
+
+// next waits for a run of entries that the budget allows. It returns none where something else is
+// to be looked at first: births, or a new day.
+func (l *link) next(ctx context.Context, want outbox.Want) ([]outbox.Entry, error) {
+	s := l.session
+	s.meter.read(l.secured)
+	some, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := l.interrupt(some, cancel)
+	defer stop()
+	room, ends := s.budget.room(false)
+	if room < leastRun {
+		return l.nextUrgent(ctx, some, want, ends)
+	}
+	want.Bytes = int(min(int64(want.Bytes), room))
+	run, err := s.source.Next(some, want)
+	if err != nil && ctx.Err() == nil && some.Err() != nil {
+		return nil, nil
+	}
+	return run, err
+}
+
+// nextUrgent waits for urgent entries, or until the budget's day ends.
+func (l *link) nextUrgent(ctx, some context.Context, want outbox.Want, ends time.Time) ([]outbox.Entry, error) {
+	s := l.session
+	some, cancel := context.WithTimeout(some, max(min(time.Until(ends), time.Hour), time.Second))
+	defer cancel()
+	room, _ := s.budget.room(true)
+	if room < leastRun {
+		<-some.Done()
+		return nil, ctx.Err()
+	}
+	want.Urgent, want.Bytes = true, int(min(int64(want.Bytes), room))
+	run, err := s.source.Next(some, want)
+	if err != nil && ctx.Err() == nil && some.Err() != nil {
+		return nil, nil
+	}
+	return run, err
+}
+
+// interrupt calls cancel when births are due. The function it returns ends that.
+func (l *link) interrupt(ctx context.Context, cancel context.CancelFunc) (stop func()) {
+	if l.session.hostFilter == "" {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() { // ends with ctx, or when births are due
+		defer close(done)
+		select {
+		case <-l.rebirths:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// suspectQuiet is how long a connection stands without the entry that may be convicted on it.
+const suspectQuiet = 5 * time.Second
+
+// aloneAndAlive waits until nothing is in flight and the broker has answered a ping; for the last
+// try, until the connection has stood for a while so.
+func (l *link) aloneAndAlive(ctx context.Context, last bool) bool {
 	if !l.window.empty(ctx) {
 		return false
+	}
+	if last {
+		quiet := time.NewTimer(l.session.quiet)
+		defer quiet.Stop()
+		select {
+		case <-quiet.C:
+		case <-ctx.Done():
+			return false
+		}
 	}
 	l.conn.forgetPong()
 	if _, err := l.conn.Write(pingreq[:]); err != nil {
@@ -84,37 +173,39 @@ func (l *link) aloneAndAlive(ctx context.Context) bool {
 	}
 }
 
-// compose makes messages of a run of entries. Entries of one topic share a message up to
-// joinBytes; their order is kept within it and from one to the next. A joined run is settled
-// as a whole, by its last message.
+// compose makes messages of a run of entries, which are joined when their turn comes. Entries of
+// one topic share a message up to batch.MaxBytes; their order is kept within it and from one to the
+// next. A joined run is settled as a whole, by its last message.
 func (s *Session) compose(run []outbox.Entry) []message {
-	if s.join == nil || len(run) == 1 {
+	if s.format == nil {
 		messages := make([]message, len(run))
 		for i, e := range run {
-			messages[i] = message{topic: e.Topic, payload: e.Payload, first: e.ID, last: e.ID, ack: e.ID}
+			messages[i] = message{topic: e.Topic, payload: e.Payload, head: keyOf(e), first: e.ID, entries: 1, ack: e.ID, watched: s.suspect.watched(run[i : i+1])}
+			if e.Payload == nil {
+				messages[i].payload = []byte{}
+			}
 		}
 		return messages
 	}
+	watched := s.suspect.watched(run)
 	var messages []message
+	sizes := make([]int, 0, 8)
 	open := make(map[string]int) // the message that takes more of a topic
 	for _, e := range run {
 		at, ok := open[e.Topic]
-		if !ok || messages[at].size+len(e.Payload) > joinBytes {
+		if !ok || sizes[at]+len(e.Payload) > s.batch.MaxBytes {
 			at = len(messages)
-			messages = append(messages, message{topic: e.Topic, first: e.ID})
+			messages = append(messages, message{topic: e.Topic, head: keyOf(e), first: e.ID})
+			sizes = append(sizes, 0)
 			open[e.Topic] = at
 		}
 		m := &messages[at]
-		m.parts = append(m.parts, e.Payload)
-		m.size += len(e.Payload) + 1
-		m.last = e.ID
-	}
-	for i := range messages {
-		m := &messages[i]
-		if m.payload = m.parts[0]; len(m.parts) > 1 {
-			m.payload = s.join(make([]byte, 0, m.size+1), m.parts)
+		m.run = append(m.run, e)
+		sizes[at] += len(e.Payload) + 1
+		m.entries++
+		if slices.Contains(watched, keyOf(e)) {
+			m.watched = append(m.watched, keyOf(e))
 		}
-		m.parts = nil
 	}
 	messages[len(messages)-1].ack = run[len(run)-1].ID
 	return messages
@@ -132,26 +223,80 @@ func (l *link) send(ctx context.Context, messages []message) bool {
 		if n == 0 {
 			return false
 		}
-		c := &chunk{messages: messages[:n:n]}
-		l.window.add(n)
-		l.conn.expect(n)
+		ready := s.join(messages[:n])
+		l.pacer.give(n - ready)
+		if ready == 0 {
+			var ok bool
+			if messages, ok = l.unjoined(ctx, messages); !ok {
+				return false
+			}
+			continue
+		}
+		c := &chunk{messages: messages[:ready:ready]}
+		l.window.add(ready)
+		l.conn.expect(ready)
 		for i := range c.messages {
 			m := &c.messages[i]
 			m.token = l.publish(m.topic, m.payload, false)
-			m.payload = nil
+			m.payload, m.run = nil, nil
 		}
-		s.count(func(st *Status) { st.Published += uint64(n) })
+		s.count(func(st *Status) { st.Published += uint64(ready) })
 		l.flight <- c // has room: it holds as many chunks as the window messages
-		messages = messages[n:]
+		messages = messages[ready:]
 	}
 	return true
+}
+
+// join makes the payloads of messages, in order, and returns how many it made. What follows waits
+// for births, or is too large.
+func (s *Session) join(messages []message) int {
+	for i := range messages {
+		m := &messages[i]
+		if m.payload != nil {
+			continue
+		}
+		parts, size := make([][]byte, len(m.run)), 1
+		for k, e := range m.run {
+			parts[k] = e.Payload
+			size += len(e.Payload) + 1
+		}
+		if m.payload = s.format.Join(make([]byte, 0, size), m.topic, parts); len(m.payload) == 0 {
+			m.payload = nil
+			return i
+		}
+	}
+	return len(messages)
+}
+
+// unjoined sees to the first of messages, which could not be joined: it publishes the births that are
+// due, or halves it. One entry alone that makes no message at all would hold up everything: it is
+// sent as it is.
+func (l *link) unjoined(ctx context.Context, messages []message) ([]message, bool) {
+	if !l.births(ctx, false) {
+		return nil, false
+	}
+	m := &messages[0]
+	if l.session.join(messages[:1]) == 1 {
+		return messages, true
+	}
+	if len(m.run) == 1 {
+		m.payload = append([]byte{}, m.run[0].Payload...)
+		return messages, true
+	}
+	half := len(m.run) / 2
+	rest := *m // what is watched of it counts for both: it is cleared once either is acknowledged
+	rest.run, m.run = m.run[half:], m.run[:half:half]
+	rest.head, rest.first = keyOf(rest.run[0]), rest.run[0].ID
+	m.entries, rest.entries, m.ack = half, m.entries-half, 0
+	return slices.Insert(messages, 1, rest), true
 }
 
 // owed is what was in flight when a link ended.
 type owed struct {
 	messages int
-	first    uint64 // the entry at the head
-	last     uint64 // the last entry
+	entries  int
+	head     entryKey // of the entry at the head
+	first    uint64   // the entry at the head
 }
 
 // reap acknowledges to the outbox what the broker acknowledged, in order. It ends when the
@@ -190,7 +335,8 @@ func (l *link) settle(c *chunk) {
 	case <-l.lost:
 	}
 	var ack uint64
-	n := 0
+	n, entries := 0, 0
+	var watched []entryKey
 	for ; n < len(c.messages) && l.owed.messages == 0; n++ {
 		m := &c.messages[n]
 		select {
@@ -205,19 +351,23 @@ func (l *link) settle(c *chunk) {
 		if m.ack != 0 {
 			ack = m.ack
 		}
+		entries += m.entries
+		watched = append(watched, m.watched...)
 	}
 	if ack != 0 {
-		l.session.outbox.Ack(ack)
-		l.session.suspect.acked(ack)
+		l.session.source.Ack(ack)
+	}
+	if entries > 0 {
+		l.session.suspect.acked(entries, watched)
 	}
 	l.window.done(n)
 	l.session.count(func(st *Status) { st.Acked += uint64(n) })
 	for _, m := range c.messages[n:] {
 		if l.owed.messages == 0 {
-			l.owed.first = m.first
+			l.owed.head, l.owed.first = m.head, m.first
 		}
 		l.owed.messages++
-		l.owed.last = max(l.owed.last, m.last)
+		l.owed.entries += m.entries
 	}
 }
 

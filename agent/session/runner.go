@@ -22,6 +22,7 @@ type runner struct {
 	stopCommands func()
 	cancel       func()          // ends the command that is being executed
 	idle         <-chan struct{} // no command is being executed, nor will be
+	order        []dial.Broker   // of this round
 	grace        context.Context // begins when Run is told to end
 	endGrace     func()
 }
@@ -29,6 +30,7 @@ type runner struct {
 func (s *Session) newRunner(ctx context.Context) *runner {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	quit, idle := make(chan struct{}), make(chan struct{})
+	s.stale.Go(func() { s.budget.keep(work) })
 	go func() { // end waits for it
 		defer close(idle)
 		s.execute(work, quit)
@@ -76,7 +78,7 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 	credential, staged := s.choose()
 	var err error
 	if sec == nil {
-		sec, err = s.dialer.Dial(ctx, s.brokers[s.turn%len(s.brokers)], credential, s.begin)
+		sec, err = s.dialer.Dial(ctx, r.broker(), credential, s.begin)
 	} else {
 		credential, staged = sec.Credential, true
 	}
@@ -85,8 +87,10 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 		l, err = s.open(ctx, sec)
 	}
 	if err != nil {
+		if sec != nil {
+			s.meter.once(sec)
+		}
 		if ctx.Err() == nil {
-			s.turn++
 			s.notConnected(err, credential, staged)
 		}
 		return nil, err
@@ -94,6 +98,18 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 	r.settled = s.afterwards(l, staged)
 	s.connected(l)
 	return l, nil
+}
+
+// broker returns the one whose turn it is. A round begins with the one that worked last.
+func (r *runner) broker() dial.Broker {
+	if r.tries.broker == 0 || len(r.order) == 0 {
+		r.order = r.dialer.Order(r.brokers)
+	}
+	b := r.order[r.tries.broker%len(r.order)]
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.trying = b.String()
+	return b
 }
 
 // afterwards does what follows a CONNACK and may wait for the disk, while readings and
@@ -110,6 +126,7 @@ func (s *Session) afterwards(l *link, staged bool) <-chan struct{} {
 		if s.verified != nil {
 			s.verified(l.secured.TLS.ConnectionState().VerifiedChains)
 		}
+		s.dialer.Worked(l.secured)
 	})
 	return done
 }
@@ -177,7 +194,7 @@ func (s *Session) tellRefused(c *identity.Credential, f cause.Failure) {
 func (r *runner) serve(ctx context.Context, l *link) {
 	s := r.Session
 	w := l.start(ctx)
-	defer s.stopped(l, w)
+	defer s.stopped(ctx, l, w)
 	var proofs chan proof
 	defer func() { // end the proof that is under way, if any
 		w.cancel()
@@ -234,7 +251,10 @@ func (l *link) start(ctx context.Context) *workers {
 	feed, stopFeed := context.WithCancel(w.ctx)
 	words, stopWords := context.WithCancel(w.ctx)
 	w.stopFeed, w.stopWords = stopFeed, stopWords
-	s.outbox.Rewind()
+	s.source.Rewind()
+	if s.rival.watches() {
+		l.witness = s.stand(ctx, l)
+	}
 	s.stale.Go(func() {
 		<-l.lost
 		w.cancel()
@@ -256,10 +276,12 @@ func (l *link) start(ctx context.Context) *workers {
 }
 
 // stopped settles what a link owed when it ended.
-func (s *Session) stopped(l *link, w *workers) {
+func (s *Session) stopped(ctx context.Context, l *link, w *workers) {
+	stood := time.Since(l.since)
 	w.cancel()
 	<-l.lost
 	<-w.reaped
+	s.meter.read(l.secured)
 	stage := cause.StageUp
 	s.count(func(st *Status) {
 		if s.link = nil; st.Stage == cause.StageSuback {
@@ -272,12 +294,40 @@ func (s *Session) stopped(l *link, w *workers) {
 		return
 	}
 	s.note(cause.Classify(stage, l.err))
-	if cause.IsClosed(l.err) && s.suspect.lost(l.owed) {
-		s.outbox.SetAside(l.owed.first, "it ended three connections")
-		s.suspect.acked(l.owed.first)
+	again, guilty := false, false
+	if cause.IsClosed(l.err) {
+		again, guilty = s.suspect.lost(l.owed)
+	}
+	if guilty {
+		s.source.SetAside(l.owed.first, "it ended three connections")
+		s.suspect.acked(1, []entryKey{l.owed.head})
 		s.count(func(st *Status) { st.SetAside++ })
 		s.note(cause.Classify(stage, cause.ErrEntry))
 	}
+	s.judgeRival(ctx, l, ending{
+		worked: l.conn.acknowledged() && (len(s.filters()) == 0 || l.heard.Load()),
+		closed: cause.IsClosed(l.err), poison: again, stood: stood,
+	})
+}
+
+// judgeRival looks whether another client has thrown us out again and again; if so, the next
+// attempt waits.
+func (s *Session) judgeRival(ctx context.Context, l *link, e ending) {
+	if l.witness != nil {
+		<-l.witness.done
+		e.witness, e.outlived = true, l.witness.outlived
+	}
+	if !s.rival.ended(e) || ctx.Err() != nil {
+		return
+	}
+	closed := s.rival.closed
+	s.rival.held()
+	until := time.Now().Add(holdOff(s.random()))
+	s.count(func(st *Status) {
+		st.HeldOff = until
+		st.Takeovers++
+	})
+	s.note(cause.Classify(cause.StageUp, errRival{s.clientID, closed}))
 }
 
 // finish ends a link in order, within the grace: what is in flight, then the command that is
@@ -302,7 +352,12 @@ func (s *Session) farewell(ctx context.Context, l *link, w *workers) bool {
 		return false
 	}
 	if s.topics.status != "" {
-		if err := l.deliver(ctx, s.topics.status, s.offline, true); err != nil {
+		if err := l.deliver(ctx, notice{s.topics.status, s.offline, 1, true}); err != nil {
+			return false
+		}
+	}
+	if l.will.topic != "" && l.will.topic != s.topics.status { // the format's, which DISCONNECT would suppress
+		if err := l.deliver(ctx, l.will); err != nil {
 			return false
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -18,10 +19,9 @@ import (
 	"ferrule/agent/encode"
 	"ferrule/agent/identity"
 	"ferrule/agent/outbox"
-
 	"ferrule/agent/session/cause"
-
 	"ferrule/agent/session/dial"
+	"ferrule/internal/disk"
 )
 
 // Options is what a session is made of.
@@ -29,10 +29,17 @@ type Options struct {
 	Config
 	// Identity shows the certificate and signs with the device's key.
 	Identity *identity.Identity
-	// Outbox holds what is owed to the broker.
+	// Source holds what is owed to the broker; nil: Outbox does.
+	Source Source
 	Outbox *outbox.Outbox
-	// Join makes one message of several payloads of one topic; nil: every entry is a message.
-	Join func(dst []byte, payloads [][]byte) []byte
+	// Format makes messages of entries; nil: Join does, or every entry is a message as it is.
+	Format Format
+	Join   func(dst []byte, payloads [][]byte) []byte
+	// Batch says how long entries wait to be joined.
+	Batch Batch
+	// State is where is kept what a start wants to know of the one before: which way to the broker
+	// worked, and what the day has cost. The zero State keeps nothing.
+	State State
 	// Handle executes a command and returns its id, for the reply's topic, and the reply; an
 	// empty id means that there is none to give. It may take its time, and ends with ctx. A
 	// command whose reply was not acknowledged comes again. nil: no commands are taken.
@@ -53,11 +60,19 @@ type Options struct {
 	// use, or one that was to be proved. It must not wait. Up to TLS 1.2 a refusal is not
 	// authenticated, so it is a reason to try the way back, and never one to drop anything.
 	Refused func(fingerprint string, f cause.Failure)
-	// Now is the time that our certificate is judged by; nil: time.Now.
+	// Now is the time that our certificate is judged by, and that days are told by; nil: time.Now.
 	Now func() time.Time
+	// Trusted says whether anybody vouches for Now; nil: somebody does.
+	Trusted func() bool
 	// ShutdownGrace bounds what Run does after its context ended.
 	ShutdownGrace time.Duration
 	Log           *slog.Logger
+}
+
+// State is a folder that exists.
+type State struct {
+	FS  disk.FS
+	Dir string
 }
 
 // Command is a message from the cloud.
@@ -76,8 +91,9 @@ type Session struct {
 	timeouts timeouts
 	dialer   *dial.Dialer
 	identity *identity.Identity
-	outbox   *outbox.Outbox
-	join     func(dst []byte, payloads [][]byte) []byte
+	source   Source
+	format   Format // nil: every entry is a message as it is
+	batch    Batch
 	handle   func(ctx context.Context, c Command) (string, []byte)
 	online   func() []byte
 	grace    time.Duration
@@ -91,22 +107,33 @@ type Session struct {
 	device   string
 	clientID string
 	filter   string // of commands
-	topics   struct{ status string }
-	offline  []byte // the will
+	// hostFilter is the format's subscription.
+	hostFilter string
+	topics     struct{ status string }
+	offline    []byte // the will
 
 	rotations     chan struct{} // asked by Rotate
 	announcements chan struct{} // asked by Announce
 	rechecks      chan struct{} // asked by Recheck
+	wakes         chan struct{} // asked by Wake
 	inbox         inbox
 	suspect       suspect
-	turn          int            // which broker is next
+	quiet         time.Duration // that proves a connection without the suspect
+	tries         tries
+	rival         rival
+	quarantine    *quarantine
+	meter         meter
+	budget        *budget
 	refused       string         // fingerprint of a staged certificate that was not accepted
 	stale         sync.WaitGroup // goroutines of links that have ended
 
-	mu     sync.Mutex
-	status Status
-	link   *link // that is up
-	logged struct {
+	mu      sync.Mutex
+	status  Status
+	history history
+	trying  string // broker
+	kept    string // host of the broker that keeps our session
+	link    *link  // that is up
+	logged  struct {
 		stage cause.Stage
 		cause cause.Cause
 		times int
@@ -118,22 +145,35 @@ func New(o Options) (*Session, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	if o.Identity == nil || o.Outbox == nil || o.Log == nil {
+	if o.Source == nil && o.Outbox != nil {
+		o.Source = o.Outbox.Lanes
+	}
+	if o.Format == nil && o.Join != nil {
+		o.Format = joiner(o.Join)
+	}
+	if o.Identity == nil || o.Source == nil || o.Log == nil {
 		return nil, errors.New("a session needs an identity, an outbox and a logger")
 	}
 	s := &Session{
-		config: o.Config, timeouts: stageTimeouts, verified: o.Verified, refusal: o.Refused, now: o.Now, identity: o.Identity, outbox: o.Outbox,
-		join: o.Join, handle: o.Handle, online: o.Online, grace: o.ShutdownGrace, log: o.Log, random: jitter,
+		config: o.Config, timeouts: stageTimeouts, verified: o.Verified, refusal: o.Refused, now: o.Now, identity: o.Identity, source: o.Source,
+		format: o.Format, batch: o.Batch, handle: o.Handle, online: o.Online, grace: o.ShutdownGrace, log: o.Log, random: jitter,
 		device:        o.Identity.Device(),
 		rotations:     make(chan struct{}, 1),
 		announcements: make(chan struct{}, 1),
 		rechecks:      make(chan struct{}, 1),
+		wakes:         make(chan struct{}, 1),
+		quiet:         suspectQuiet,
+		quarantine:    newQuarantine(),
 		inbox:         inbox{queue: make(chan delivery, inboxCommands)},
 		status:        Status{Stage: cause.StageStopped},
 	}
 	if s.now == nil {
 		s.now = time.Now
 	}
+	if s.batch.MaxBytes <= 0 {
+		s.batch.MaxBytes = joinBytes
+	}
+	s.openBudget(o)
 	roots := o.Roots
 	if roots == nil {
 		pool, err := dial.ReadRoots(o.Config.Roots)
@@ -142,7 +182,7 @@ func New(o Options) (*Session, error) {
 		}
 		roots = func() *x509.CertPool { return pool }
 	}
-	dialer, err := dial.Open(dial.Options{Config: o.Config.Config, Timeouts: dial.DefaultTimeouts(), Now: s.now, Log: o.Log,
+	dialer, err := dial.Open(dial.Options{Config: o.Config.Config, Timeouts: dial.DefaultTimeouts(), Now: s.now, State: o.pathState(), Log: o.Log,
 		Trust: dial.Trust{Roots: roots, Verify: o.Verify, Identity: o.Identity}})
 	if err != nil {
 		return nil, err
@@ -155,7 +195,26 @@ func New(o Options) (*Session, error) {
 		}
 		s.brokers = append(s.brokers, b)
 	}
+	s.tries = newTries(o.ReconnectSpread.Std(), len(s.brokers))
 	return s, s.expandTopics(o)
+}
+
+// openBudget reads what the day has cost so far.
+func (s *Session) openBudget(o Options) {
+	trusted := o.Trusted
+	if trusted == nil {
+		trusted = func() bool { return true }
+	}
+	s.budget = newBudget(o.DailyBytes.Bytes(), o.State.FS, filepath.Join(o.State.Dir, "budget"), s.now, trusted, o.Log)
+	s.meter.budget = s.budget
+}
+
+// pathState is where dial keeps which way worked.
+func (o Options) pathState() dial.State {
+	if o.State.FS == nil {
+		return dial.State{}
+	}
+	return dial.State{FS: o.State.FS, Path: filepath.Join(o.State.Dir, "way")}
 }
 
 // expandTopics makes what the broker is told of templates.
@@ -167,9 +226,12 @@ func (s *Session) expandTopics(o Options) (err error) {
 	if o.Topics.Command != "" && o.Handle != nil {
 		s.filter = encode.Filter(o.Topics.Command, device)
 	}
+	if o.Format != nil {
+		s.hostFilter = o.Format.Filter()
+	}
 	if o.Topics.Status != "" && o.Online != nil {
 		s.topics.status, err = encode.ExpandTopic(o.Topics.Status, device)
-		s.offline = append(strconv.AppendUint([]byte(`{"online":false,"boot":`), o.Outbox.Boot(), 10), '}')
+		s.offline = append(strconv.AppendUint([]byte(`{"online":false,"boot":`), o.Source.Boot(), 10), '}')
 	}
 	return err
 }
@@ -185,6 +247,10 @@ func (s *Session) Announce() { ask(s.announcements) }
 // refused.
 func (s *Session) Recheck() { ask(s.rechecks) }
 
+// Wake ends a pause: the next attempt to connect is made at once, also where the session stays away
+// from another client with the same id.
+func (s *Session) Wake() { ask(s.wakes) }
+
 func ask(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
@@ -192,50 +258,86 @@ func ask(c chan struct{}) {
 	}
 }
 
-// timeouts of the stages after those of dialling.
+// timeouts of the stages after those of dialling, and how often the subscription is renewed.
 type timeouts struct {
-	connack, suback time.Duration
+	connack, suback, renewal time.Duration
 }
 
 // stageTimeouts bounds each stage by itself, so that a failure says where it was.
-var stageTimeouts = timeouts{connack: 10 * time.Second, suback: 10 * time.Second}
+var stageTimeouts = timeouts{connack: 10 * time.Second, suback: 10 * time.Second, renewal: renewSubscription}
 
 // Run keeps the session up until ctx ends; then it takes no new entries, waits up to
 // ShutdownGrace for what is in flight, and says good-bye. It returns nil.
 func (s *Session) Run(ctx context.Context) error {
 	r := s.newRunner(ctx)
 	defer r.end()
-	failures := 0
-	for first := true; ; first = false {
-		if !first && r.next == nil && !s.pause(ctx, failures) || ctx.Err() != nil {
+	for {
+		if r.next == nil && !s.pause(ctx) || ctx.Err() != nil {
 			return nil
 		}
 		l, err := r.connect(ctx)
 		if err != nil {
-			failures++
+			s.tries.failed()
+			s.rival.failed()
 			continue
 		}
 		r.serve(ctx, l)
-		failures = failed(failures, time.Since(l.since), l.conn.acknowledged())
+		s.tries.lost(time.Since(l.since), l.conn.acknowledged(), ownChange(l.conn.LocalAddr()))
 	}
 }
 
-// pause waits before attempt n. It answers false when ctx has ended.
-func (s *Session) pause(ctx context.Context, n int) bool {
-	if ctx.Err() != nil {
-		return false
+// pause waits as long as the next attempt has to. It answers false when ctx has ended.
+func (s *Session) pause(ctx context.Context) bool {
+	delay := s.tries.pause(s.random())
+	held := s.Status().HeldOff
+	if !held.IsZero() {
+		delay = time.Until(held)
 	}
-	delay := backoff(max(n-1, 0), s.random())
+	if delay <= 0 || ctx.Err() != nil {
+		return ctx.Err() == nil
+	}
 	s.begin(cause.StageWaiting)
 	s.count(func(st *Status) { st.NextAttempt = time.Now().Add(delay) })
-	defer s.count(func(st *Status) { st.NextAttempt = time.Time{} })
+	defer s.count(func(st *Status) { st.NextAttempt, st.HeldOff = time.Time{}, time.Time{} })
+	return s.sleep(ctx, delay, held.IsZero())
+}
+
+// sleep waits for delay, or until there is reason to go on. Where this machine has no way at all,
+// it goes on soon after there is one: that concerns nobody else.
+func (s *Session) sleep(ctx context.Context, delay time.Duration, soon bool) bool {
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-s.rotations: // another certificate may be what was missing
-	case <-ctx.Done():
-		return false
+	var look <-chan time.Time
+	if target := s.target(); soon && !hasWay(target) {
+		ticker := time.NewTicker(lookForWay)
+		defer ticker.Stop()
+		look = ticker.C
 	}
-	return true
+	until := time.Now().Add(delay)
+	for {
+		select {
+		case <-timer.C:
+			return true
+		case <-s.wakes:
+			return true
+		case <-s.rotations: // another certificate may be what was missing
+			return true
+		case <-ctx.Done():
+			return false
+		case <-look:
+			if !hasWay(s.target()) {
+				continue
+			}
+			look = nil
+			timer.Reset(min(time.Until(until), time.Duration(s.random()*float64(soonBound))))
+		}
+	}
+}
+
+// target is the address that a way is looked for to.
+func (s *Session) target() string {
+	if s.config.Proxy != "" {
+		return ""
+	}
+	return s.brokers[0].Address()
 }

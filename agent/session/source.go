@@ -49,19 +49,14 @@ type Batch struct {
 	MaxBytes int
 }
 
-// box is an outbox without lanes as a Source.
-type box struct{ *outbox.Outbox }
-
-func (b box) Next(ctx context.Context, w outbox.Want) ([]outbox.Entry, error) {
-	return b.Outbox.Next(ctx, w.Entries, w.Bytes)
-}
-
 // joiner is a function that joins as a Format.
 type joiner func(dst []byte, entries [][]byte) []byte
 
-func (joiner) Will() (topic string, payload []byte, qos byte, retained bool) { return "", nil, 0, false }
-func (joiner) Births(bool) []encode.Message                                  { return nil }
-func (joiner) Filter() string                                                { return "" }
-func (joiner) Receive(string, []byte) bool                                   { return false }
+func (joiner) Will() (topic string, payload []byte, qos byte, retained bool) {
+	return "", nil, 0, false
+}
+func (joiner) Births(bool) []encode.Message { return nil }
+func (joiner) Filter() string               { return "" }
+func (joiner) Receive(string, []byte) bool  { return false }
 
 func (j joiner) Join(dst []byte, _ string, entries [][]byte) []byte { return j(dst, entries) }

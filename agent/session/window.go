@@ -123,3 +123,6 @@ func (p *pacer) take(ctx context.Context, n int) int {
 		}
 	}
 }
+
+// give takes back what was not used of the last take.
+func (p *pacer) give(n int) { p.tokens += float64(n) }

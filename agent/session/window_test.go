@@ -58,21 +58,11 @@ func TestWindowOpensByQuarters(t *testing.T) {
 	})
 }
 
-func TestBackoffIsFullJitterWithinBounds(t *testing.T) {
-	for n, bound := range map[int]time.Duration{0: 2 * time.Second, 1: 4 * time.Second, 4: 32 * time.Second, 5: time.Minute, 6: time.Minute, 500: time.Minute} {
-		if d := backoff(n, 0); d != 0 {
-			t.Errorf("attempt %d: at least %v", n, d)
-		}
-		if d := backoff(n, 0.5); d != bound/2 {
-			t.Errorf("attempt %d: half is %v, the bound %v", n, d, bound)
-		}
-	}
-}
-
 func TestFirstAttemptIsMadeAtOnce(t *testing.T) {
 	w := newWorld(t)
 	b, _ := w.broker()
 	s := w.session(b.Address())
+	s.tries = newTries(10*time.Minute, 1)
 	s.random = func() float64 { return 1 } // any pause is a long one
 	w.run(s)
 	until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })

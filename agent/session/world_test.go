@@ -124,13 +124,14 @@ func (w *world) session(address string, change ...func(*Options)) *Session {
 	w.t.Helper()
 	o := Options{Config: Default(), Identity: w.identity, Outbox: w.outbox, Log: w.log.logger(), ShutdownGrace: time.Second}
 	o.Brokers = []string{"mqtts://" + address}
+	o.ReconnectSpread = quantity.Duration(40 * time.Millisecond)
 	o.Config.Roots = filepath.Join(w.dir, "roots.pem")
 	o.Online = func() []byte { return []byte(`{"online":true}`) }
 	for _, f := range change {
 		f(&o)
 	}
 	s := must[*Session](w.t)(New(o))
-	s.random = func() float64 { return 0.02 } // reconnect soon
+	s.quiet = 100 * time.Millisecond
 	return s
 }
 

@@ -35,7 +35,7 @@ func Classify(stage Stage, err error) Failure {
 
 func classify(stage Stage, err error) finding {
 	for _, look := range []func(Stage, error) (finding, bool){
-		ofWay, ofLink, ofAlert, ofVerification, ofKey, ofHandshake, ofConnack, ofNetwork,
+		ofWay, ofPolicy, ofLink, ofAlert, ofVerification, ofKey, ofHandshake, ofConnack, ofNetwork,
 	} {
 		if f, ok := look(stage, err); ok {
 			return f
