@@ -211,6 +211,7 @@ func (a *agent) openSession() (err error) {
 	a.session, err = session.New(session.Options{
 		Config:        a.config.Session,
 		Identity:      a.identity,
+		Source:        a.renamed(a.outbox.Lanes),
 		Outbox:        a.outbox,
 		Join:          func(dst []byte, entries [][]byte) []byte { return a.encoder.Join(dst, "", entries) },
 		Handle:        a.handle,

@@ -128,7 +128,7 @@ func (a *agent) beginTrial(ctx context.Context, result ConfigResult, next *confi
 	began := time.Now()
 	ends := began.Add(within)
 	t := trial.Trial{ID: id, Began: began.UTC(), Deadline: ends.UTC(), Confirm: by}
-	switch err := a.desk.keeper.Begin(t, text); {
+	switch err := a.desk.keeper.Begin(t, text, a.config.Session.Topics.Readings, next.Session.Topics.Readings); {
 	case errors.Is(err, trial.ErrUnchanged):
 		return ConfigResult{Unchanged: true, SHA256: result.SHA256}, nil
 	case errors.Is(err, trial.ErrBusy):

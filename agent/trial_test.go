@@ -624,6 +624,48 @@ func TestConfigurationIsGuardedAsOthersAre(t *testing.T) {
 	p.complete(1)
 }
 
+// Entries that a trial left behind go out under the topics of the configuration that returned, with
+// everything else: its broker may hang up at those of the trial.
+func TestTrialLeavesNoTopics(t *testing.T) {
+	p := newPlace(t)
+	p.run()
+	p.up()
+	topics := "[session]\ntopics = { readings = \"other/{line}/{device}/{unit}\" }"
+	p.try("c1", p.text(p.broker.Address(), freeAddress(t), "[session]", topics), within("3s"))
+	p.news("c1", trial.Returned)
+	p.complete(2)
+	if other := p.on("other/rs485-1/gw-1/meter-a"); len(other) > 0 {
+		t.Errorf("%d messages on the topic of the trial", len(other))
+	}
+	// And the other way round: what waits when a configuration is kept goes out under its topics.
+	p.run()
+	p.up()
+	p.try("c2", p.text("[session]", topics))
+	p.news("c2", trial.Kept)
+	before := len(p.on("ferrule/gw-1/readings/rs485-1/meter-a"))
+	p.until("readings on the new topic", func() bool { return len(p.on("other/rs485-1/gw-1/meter-a")) > 0 })
+	p.end()
+	if after := len(p.on("ferrule/gw-1/readings/rs485-1/meter-a")); after != before {
+		t.Errorf("%d messages on the old topic", after-before)
+	}
+}
+
+func TestRename(t *testing.T) {
+	r := renaming{former: []string{"a/{device}/{line}/{unit}", "b/{line}/x-{unit}", "c/{unit}"}, current: "n/{unit}/{device}/{line}"}
+	for topic, want := range map[string]string{
+		"a/gw/l%2F1/u":    "n/u/gw/l%2F1",
+		"n/u/gw/l":        "n/u/gw/l",
+		"b/l/x-u":         "b/l/x-u", // part of a level
+		"c/u":             "c/u",     // names no line
+		"spBv1.0/g/DDATA": "spBv1.0/g/DDATA",
+		"":                "",
+	} {
+		if got := r.rename(topic); got != want {
+			t.Errorf("%s: %s; want %s", topic, got, want)
+		}
+	}
+}
+
 // What counts as an answer, step by step.
 func TestWitness(t *testing.T) {
 	at := time.Unix(0, 0)

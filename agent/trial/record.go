@@ -30,6 +30,8 @@ type saved struct {
 	Keeping bool   `json:"keeping,omitempty"`
 	Reason  Reason `json:"reason,omitempty"`
 	Lines   []Line `json:"lines,omitempty"`
+	// Topics are templates under which entries may wait, those of the last trial first.
+	Topics []string `json:"topics,omitempty"`
 	// Last is what became of the last one.
 	Last *Outcome `json:"last,omitempty"`
 }
@@ -41,6 +43,8 @@ const (
 	maxDetail = 400
 	// maxLines bounds the lines that an outcome names.
 	maxLines = 32
+	// maxTopics bounds the templates that are remembered.
+	maxTopics = 6
 	// badSuffix ends the name of a record that could not be read.
 	badSuffix = ".bad"
 )
@@ -121,7 +125,7 @@ func (k *Keeper) end(result Result, reason Reason, detail string, lines []Line) 
 	if t := k.saved.Trial; t != nil {
 		o.ID, o.SHA256 = t.ID, t.SHA256
 	}
-	k.saved = saved{Last: &o}
+	k.saved = saved{Last: &o, Topics: k.saved.Topics}
 	if err := k.store(k.saved); err != nil {
 		k.o.Log.Error("outcome of the trial of a configuration not stored", slog.Any("err", err))
 	}

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -144,9 +145,10 @@ func Digest(text []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Begin makes a trial durable. Before that it makes sure that the file can be replaced later. The
+// Begin makes a trial durable. Before that it makes sure that the file can be replaced later. topics are
+// the templates under which entries lie when it is over, of the old configuration and the new one. The
 // error says that nothing has begun.
-func (k *Keeper) Begin(t Trial, text []byte) error {
+func (k *Keeper) Begin(t Trial, text []byte, topics ...string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.saved.Trial != nil {
@@ -166,7 +168,7 @@ func (k *Keeper) Begin(t Trial, text []byte) error {
 	if err := k.probe(len(text) + len(old)); err != nil {
 		return err
 	}
-	next := saved{Trial: &t, Text: text, Replaces: Digest(old), Machine: k.o.Machine, Last: k.saved.Last}
+	next := saved{Trial: &t, Text: text, Replaces: Digest(old), Machine: k.o.Machine, Last: k.saved.Last, Topics: k.topics(topics)}
 	if err := k.store(next); err != nil {
 		// It may be there all the same, and must not be taken for a trial at the next start.
 		if undo := k.store(k.saved); undo != nil {
@@ -176,6 +178,27 @@ func (k *Keeper) Begin(t Trial, text []byte) error {
 	}
 	k.saved = next
 	return nil
+}
+
+// Topics returns the templates that Begin was given, of this trial and those before.
+func (k *Keeper) Topics() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Clone(k.saved.Topics)
+}
+
+// topics is what to remember: nothing while they never changed.
+func (k *Keeper) topics(these []string) []string {
+	var all []string
+	for _, one := range slices.Concat(these, k.saved.Topics) {
+		if !slices.Contains(all, one) {
+			all = append(all, one)
+		}
+	}
+	if len(all) < 2 {
+		return nil
+	}
+	return all[:min(len(all), maxTopics)]
 }
 
 // Confirm notes that the cloud wants the configuration kept.
