@@ -94,7 +94,7 @@ func (c Config) Validate() error {
 	}
 	if n := c.Batch.MaxBytes.Bytes(); n < leastBytes || n > mostBytes {
 		problem("batch.max_bytes", fmt.Sprintf("%s is not between 1KiB and 256KiB", c.Batch.MaxBytes),
-			`16KiB joins about 60 polls of a ten-register meter`)
+			"16KiB joins about 55 polls of a ten-register meter as JSON")
 	}
 	if c.Format == SparkplugB {
 		if g := c.Sparkplug.Group; checkLevel(g) != nil || len(g) > 64 || !utf8.ValidString(g) {

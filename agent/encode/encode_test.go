@@ -141,25 +141,6 @@ func TestUnitsOfAStreamDoNotFillTheMemory(t *testing.T) {
 	}
 }
 
-func TestEntryAllocatesNothing(t *testing.T) {
-	e, dst := newEncoder(t), make([]byte, 0, 4096)
-	if n := testing.AllocsPerRun(100, func() { _, _ = e.Entry(dst, 1, meter, true) }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-	payloads := [][]byte{[]byte("{}"), []byte("{}")}
-	if n := testing.AllocsPerRun(100, func() { _ = e.Join(dst, "", payloads) }); n != 0 {
-		t.Errorf("Join: %v allocations", n)
-	}
-}
-
-func BenchmarkEntry(b *testing.B) {
-	e, dst := newEncoder(b), make([]byte, 0, 4096)
-	b.ReportAllocs()
-	for b.Loop() {
-		_, _ = e.Entry(dst, 1, meter, false)
-	}
-}
-
 // Whatever a unit says, what comes out is JSON that reads back as it.
 func FuzzEntry(f *testing.F) {
 	f.Add("rs485-1", "meter-a", "voltage", "text", "timeout", 230.1, int64(-5))

@@ -101,8 +101,8 @@ func joinJSON(dst []byte, entries [][]byte) []byte {
 	return append(dst, ']')
 }
 
-// compressor compresses messages, each by itself: a lost one costs no other. Its memory is about
-// 0.6 MiB: the fastest level has the one small table that fits into a gateway's cache.
+// compressor compresses messages, each by itself: a lost one costs no other. Its memory is below
+// 0.5 MiB; the next level needs 1.3 MiB, and makes batches of readings no smaller.
 type compressor struct {
 	mu    sync.Mutex
 	zstd  *zstd.Encoder
@@ -119,7 +119,7 @@ func newCompressor() (*compressor, error) {
 }
 
 // zstdWindow is how far back repetitions are looked for, and so what a decoder must hold at least.
-const zstdWindow = 128 << 10
+const zstdWindow = 64 << 10
 
 // join is join, compressed where that is shorter.
 func (c *compressor) join(dst []byte, kind byte, entries [][]byte, most int) []byte {
