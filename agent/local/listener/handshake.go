@@ -128,7 +128,7 @@ func (e *verifyError) Unwrap() error { return e.err }
 
 // shake takes one client through its handshake and hands it over, or tells it why not.
 func (l *Listener) shake(c *Conn) {
-	_ = c.SetDeadline(time.Now().Add(handshakeTimeout))
+	_ = c.SetDeadline(time.Now().Add(l.options.Patience))
 	t := tls.Server(c, l.base)
 	if err := t.Handshake(); err != nil {
 		l.refuse(c, err)

@@ -33,8 +33,7 @@ const (
 
 // Deadlines of one client.
 const (
-	// handshakeTimeout is for the whole handshake, however the bytes drip.
-	handshakeTimeout = 8 * time.Second
+	patience = 8 * time.Second
 	// lingerTimeout is how long a refused client may take to read why.
 	lingerTimeout = time.Second
 	// refreshEvery is how often the files of certificates are looked at again.
@@ -53,6 +52,8 @@ type Options struct {
 	// Verify refuses clients with a certificate beyond what Policy says; nil: none.
 	Verify func(tls.ConnectionState) error
 	Now    func() time.Time // for certificates; nil: time.Now
+	// Patience is how long a handshake may take, however its bytes drip; 0: 8 seconds.
+	Patience time.Duration
 	// Limits; a zero value is as many as the descriptors of this process allow.
 	Limits Limits
 	Log    *slog.Logger
@@ -82,6 +83,9 @@ type Listener struct {
 func Open(ctx context.Context, o Options) (*Listener, error) {
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Patience <= 0 {
+		o.Patience = patience
 	}
 	policy, err := o.Policy()
 	if err != nil {

@@ -98,11 +98,11 @@ func explainConnection(err error, c *Conn) (reason, bool) {
 	case errors.Is(err, errTooMuch):
 		return reason{TooLarge, err.Error(), false}, true
 	case errors.Is(err, os.ErrDeadlineExceeded) && c.received.Load() == 0:
-		return reason{Silent, fmt.Sprintf("sent nothing for %v", handshakeTimeout), false}, true
+		return reason{Silent, fmt.Sprintf("sent nothing for %v", c.listener.options.Patience), false}, true
 	case errors.Is(err, os.ErrDeadlineExceeded) && !c.hello:
-		return reason{Stalled, fmt.Sprintf("stalled before its ClientHello was whole (%d bytes in %v)", c.received.Load(), handshakeTimeout), false}, true
+		return reason{Stalled, fmt.Sprintf("stalled before its ClientHello was whole (%d bytes in %v)", c.received.Load(), c.listener.options.Patience), false}, true
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return reason{Stalled, fmt.Sprintf("stalled after its ClientHello for %v", handshakeTimeout), false}, true
+		return reason{Stalled, fmt.Sprintf("stalled after its ClientHello for %v", c.listener.options.Patience), false}, true
 	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return reason{Reset, "reset the connection in the handshake", false}, true
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -147,7 +147,9 @@ func explainCertificate(err *tls.CertificateVerificationError) reason {
 	if len(err.UnverifiedCertificates) > 0 {
 		who = " (" + role.Describe(err.UnverifiedCertificates[0]) + ")"
 	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err.Err); ok {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err.Err); ok && strings.Contains(err.Err.Error(), "insecure algorithm") {
+		return reason{BadCertificate, "certificate signed with an algorithm that nobody believes any more" + who, true}
+	} else if ok {
 		return reason{UnknownCA, "certificate of a CA that [local] does not name" + who, true}
 	}
 	if _, ok := errors.AsType[x509.UnhandledCriticalExtension](err.Err); ok {
