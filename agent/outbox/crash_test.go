@@ -27,13 +27,14 @@ type story struct {
 	t       testing.TB
 	d       *disktest.Disk
 	c       outbox.Config
+	lines   []outbox.LineConfig
 	o       *box
 	flight  []outbox.Entry
 	settled uint64 // durable up to here
 }
 
 func (s *story) open() {
-	s.o, s.flight, s.settled = open(s.t, s.d, s.c), nil, 0
+	s.o, s.flight, s.settled = open(s.t, s.d, s.c, s.lines...), nil, 0
 }
 
 func (s *story) append(n int) {
@@ -91,9 +92,11 @@ func (s *story) dropping() {
 	s.d.Mark(letAll{key{s.o.Boot(), s.o.Status().Seq}})
 }
 
-// promised returns what must be in a state: durable and not let go.
-func promised(marks []any) (keys []key) {
-	excused, upTo := map[key]bool{}, map[uint64]uint64{}
+// promised returns what must be in a state: durable and not let go; and what was acknowledged, and may come
+// again.
+func promised(marks []any) (keys []key, excused map[key]bool) {
+	upTo := map[uint64]uint64{}
+	excused = map[key]bool{}
 	for _, m := range marks {
 		switch m := m.(type) {
 		case let:
@@ -107,18 +110,18 @@ func promised(marks []any) (keys []key) {
 			keys = append(keys, m.key)
 		}
 	}
-	return keys
+	return keys, excused
 }
 
 // recovered opens a state and checks that all that was promised is there once, in order, whole, and
-// that nothing was invented.
-func recovered(t testing.TB, state *disktest.Disk, c outbox.Config) {
-	o := open(t, state, c)
+// that nothing was invented. Where there may be lanes, order is that of each line.
+func recovered(t testing.TB, state *disktest.Disk, c outbox.Config, lanes bool, lines ...outbox.LineConfig) {
+	o := open(t, state, c, lines...)
 	got := drain(t, o, 50)
-	owed := promised(state.Marks())
-	i := 0
+	owed, again := promised(state.Marks())
 	seen := map[key]bool{}
-	for n, k := range got {
+	last := map[string]key{}
+	for _, k := range got {
 		if seen[k] {
 			t.Fatalf("entry %v is there twice: %v", k, got)
 		}
@@ -126,15 +129,22 @@ func recovered(t testing.TB, state *disktest.Disk, c outbox.Config) {
 		if k.boot >= o.Boot() {
 			t.Fatalf("boot %d comes again: %v", o.Boot(), k)
 		}
-		if n > 0 && (k.boot < got[n-1].boot || k.boot == got[n-1].boot && k.seq < got[n-1].seq) {
-			t.Fatalf("entry %v comes after %v", k, got[n-1])
+		queue := ""
+		if lanes {
+			queue = line(k.seq)
+			if again[k] {
+				continue // it may stand in the lane that its line has left
+			}
 		}
-		if i < len(owed) && k == owed[i] {
-			i++
+		if was := last[queue]; k.boot < was.boot || k.boot == was.boot && k.seq < was.seq {
+			t.Fatalf("entry %v comes after %v", k, was)
 		}
+		last[queue] = k
 	}
-	if i < len(owed) {
-		t.Fatalf("entry %v is lost: %d handed out, %d owed", owed[i], len(got), len(owed))
+	for _, k := range owed {
+		if !seen[k] {
+			t.Fatalf("entry %v is lost: %d handed out, %d owed", k, len(got), len(owed))
+		}
 	}
 	if err := o.Close(); err != nil {
 		t.Fatalf("closing: %v", err)
@@ -143,6 +153,12 @@ func recovered(t testing.TB, state *disktest.Disk, c outbox.Config) {
 
 // replay cuts the power everywhere in a story, and in some states again while they recover.
 func replay(t *testing.T, c outbox.Config, tell func(s *story)) int {
+	return replayLanes(t, c, tell, false, nil)
+}
+
+// replayLanes tells the story with a configuration that it may change, and takes over by the others
+// in turn.
+func replayLanes(t *testing.T, c outbox.Config, tell func(s *story), lanes bool, then ...[]outbox.LineConfig) int {
 	cuts, states, second := 0, 0, 0
 	disktest.Replay(t, func(d *disktest.Disk) {
 		if err := errors.Join(d.MkdirAll("/state", 0o700), d.SyncDir("/")); err != nil {
@@ -159,18 +175,20 @@ func replay(t *testing.T, c outbox.Config, tell func(s *story)) int {
 		if cuts++; cuts%thin != 0 {
 			return
 		}
-		if states++; states%23 == 0 {
-			cutAgain(t, state.Kill(), c, &second)
+		states++
+		lines := then[states%len(then)]
+		if states%23 == 0 {
+			cutAgain(t, state.Kill(), c, &second, lanes, lines)
 		}
-		recovered(t, state, c)
+		recovered(t, state, c, lanes, lines...)
 	})
 	t.Logf("%d states, %d more after a second cut", states, second)
 	return states + second
 }
 
 // cutAgain loses power while a state is taken over, sent in part and added to.
-func cutAgain(t testing.TB, state *disktest.Disk, c outbox.Config, count *int) {
-	s := &story{t: t, d: state, c: c}
+func cutAgain(t testing.TB, state *disktest.Disk, c outbox.Config, count *int, lanes bool, lines []outbox.LineConfig) {
+	s := &story{t: t, d: state, c: c, lines: lines}
 	s.open()
 	s.take(5)
 	s.ack(3)
@@ -181,7 +199,7 @@ func cutAgain(t testing.TB, state *disktest.Disk, c outbox.Config, count *int) {
 	_ = s.o.Close()
 	for name, again := range state.CrashStates() {
 		*count++
-		recovered(prefixed{t, name}, again, c)
+		recovered(prefixed{t, name}, again, c, lanes, lines...)
 	}
 }
 

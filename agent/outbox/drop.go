@@ -29,12 +29,12 @@ func (l *lane) admit(ctx context.Context, e *entry) (bool, error) {
 	return true, nil
 }
 
-// Config.MaxBytes bounds both lanes together. A quarter of it is the urgent lane's share, and it never has
-// more. With drop-oldest the normal lane may fill what the urgent one does not use, and gives it
+// Config.MaxBytes bounds both lanes together. A quarter of it, 32 KiB at least, is the urgent lane's share, and
+// it never has more. With drop-oldest the normal lane may fill what the urgent one does not use, and gives it
 // back; otherwise that share is kept free where a line is urgent, or an alarm might find the outbox full.
 
 // urgentShare is the share of n, in bytes.
-func urgentShare(n int64) int64 { return n / 4 }
+func urgentShare(n int64) int64 { return max(n/4, 8*block) }
 
 // keeps is how much of n the normal lane leaves alone, in bytes.
 func (c *common) keeps(n int64) int64 {

@@ -24,24 +24,25 @@ func (s *Lanes) Next(ctx context.Context, w Want) ([]Entry, error) {
 				return nil, err
 			}
 		default:
-			s.wait(ctx, next.wait)
+			s.wait(ctx, next)
 		}
 	}
 }
 
-// step is what Next does where nothing is handed out: load, or wait until something changes, where
-// wait > 0 so long at most.
+// step is what Next does where nothing is handed out: load, or wait until something changes; for a batch
+// no longer than atMost.
 type step struct {
-	load *lane
-	wait time.Duration
-	err  error
+	load   *lane
+	wait   waitFor
+	atMost time.Duration
+	err    error
 }
 
 // wait returns when it is time to look again. handOut has counted the one who waits.
-func (s *Lanes) wait(ctx context.Context, atMost time.Duration) {
+func (s *Lanes) wait(ctx context.Context, next step) {
 	var due <-chan time.Time
-	if atMost > 0 {
-		timer := time.NewTimer(atMost)
+	if next.wait == aBatch {
+		timer := time.NewTimer(next.atMost)
 		defer timer.Stop()
 		due = timer.C
 	}
@@ -53,7 +54,7 @@ func (s *Lanes) wait(ctx context.Context, atMost time.Duration) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waits.end(atMost > 0)
+	s.waits.count[next.wait]--
 }
 
 // handOut returns a run, or what has to be done first.
@@ -68,8 +69,12 @@ func (s *Lanes) handOut(w Want) ([]Entry, step) {
 		now = s.moment()
 	}
 	var counts [2]int
+	lanes := s.lanes
+	if w.Urgent {
+		lanes = lanes[:len(lanes)-1]
+	}
 	n, bytes := 0, 0
-	for i, l := range s.lanes {
+	for i, l := range lanes {
 		counts[i], bytes = l.offer(w, n, bytes, now)
 		n += counts[i]
 		if l.more(w, counts[i], n, bytes) && (n == 0 || l.problems[reading].err == nil) {
@@ -79,17 +84,18 @@ func (s *Lanes) handOut(w Want) ([]Entry, step) {
 			break // what is less urgent must not overtake the rest
 		}
 	}
-	if n == 0 {
-		s.waits.begin(false, 0, 0)
-		return nil, step{}
-	}
-	if w.MaxAge > 0 && n == counts[len(s.lanes)-1] {
-		if wait := s.normal.hold(w, n, bytes, now); wait > 0 {
-			return nil, step{wait: wait}
+	switch {
+	case n == 0 && w.Urgent:
+		return nil, s.begin(anUrgent)
+	case n == 0:
+		return nil, s.begin(anEntry)
+	case w.MaxAge > 0 && n == counts[len(s.lanes)-1]:
+		if next := s.hold(w, n, bytes, now); next.atMost > 0 {
+			return nil, next
 		}
 	}
 	run, left := make([]Entry, 0, n), false
-	for i, l := range s.lanes {
+	for i, l := range lanes {
 		run = l.take(run, counts[i])
 		left = left || l.flight < l.depth()
 	}
@@ -123,29 +129,28 @@ func (l *lane) more(w Want, count, n, bytes int) bool {
 	return l.unread > 0 && l.flight+count == l.front.n && n < w.Entries && (n == 0 || bytes < w.Bytes)
 }
 
-// hold returns for how long the lane's n entries may wait for others to join them, as w says; 0: not at all.
-func (l *lane) hold(w Want, n, bytes int, now moment) time.Duration {
-	enough := w.Bytes
+// hold lets the n entries of the normal lane wait for others to join them, as w says; or not, where atMost is 0.
+func (c *common) hold(w Want, n, bytes int, now moment) step {
+	l, enough := c.normal, w.Bytes
 	if w.BatchBytes > 0 {
 		enough = min(enough, w.BatchBytes)
 	}
 	if n >= w.Entries || bytes >= enough || l.flight+n < l.front.n || l.unread > 0 {
-		return 0
+		return step{}
 	}
 	for i := l.flight; i < l.front.n; i++ {
 		if e := l.front.at(i); e.sent || e.taken.IsZero() {
-			return 0 // what is sent again, or comes from the log, has waited
+			return step{} // what is sent again, or comes from the log, has waited
 		}
 	}
-	first := l.front.at(l.flight)
-	wait := w.MaxAge - now.mono.Sub(first.taken)
-	if wait > 0 {
-		if l.waits.any > 0 {
-			signal(l.ready) // this one took it from there, and another has a use for it
-		}
-		l.waits.begin(true, enough-bytes, w.Entries-n)
+	wait := w.MaxAge - now.mono.Sub(l.front.at(l.flight).taken)
+	if wait <= 0 {
+		return step{}
 	}
-	return wait
+	c.waits.need(enough-bytes, w.Entries-n)
+	next := c.begin(aBatch)
+	next.atMost = wait
+	return next
 }
 
 // take puts the next n entries of front in flight.
@@ -167,36 +172,43 @@ func (l *lane) take(run []Entry, n int) []Entry {
 	return run
 }
 
-// waits says who waits in Next, so that an entry wakes only who has a use for it.
+// waitFor is what Next waits for.
+type waitFor int
+
+const (
+	anEntry waitFor = iota
+	anUrgent
+	aBatch
+	waitKinds
+)
+
+// waits says how many wait in Next for what, so that an entry wakes only who has a use for it.
 type waits struct {
-	any            int // wait for an entry
-	batch          int // wait for so many of them, or for their time
-	bytes, entries int // the least that one of those waits for
+	count          [waitKinds]int
+	bytes, entries int // the least that one who waits for a batch needs
 }
 
-func (w *waits) begin(batch bool, bytes, entries int) {
-	if !batch {
-		w.any++
-		return
+// begin counts who is about to wait. What it may have been woken by in another's place wakes the other.
+func (c *common) begin(what waitFor) step {
+	if what != anEntry && c.waits.count[anEntry] > 0 {
+		signal(c.ready)
 	}
-	if w.batch == 0 {
+	c.waits.count[what]++
+	return step{wait: what}
+}
+
+// need is told what a batch lacks.
+func (w *waits) need(bytes, entries int) {
+	if w.count[aBatch] == 0 {
 		w.bytes, w.entries = bytes, entries
 	}
-	w.batch++
 	w.bytes, w.entries = min(w.bytes, bytes), min(w.entries, entries)
 }
 
-func (w *waits) end(batch bool) {
-	if batch {
-		w.batch--
-	} else {
-		w.any--
-	}
-}
-
-// over is told of an entry, and reports whether somebody is to be woken.
+// over is told of an entry of the normal lane, and reports whether somebody is to be woken.
 func (w *waits) over(bytes int) bool {
 	w.bytes -= bytes
 	w.entries--
-	return w.any > 0 || w.batch == 0 || w.bytes <= 0 || w.entries <= 0
+	idle := w.count[aBatch]+w.count[anUrgent] == 0
+	return idle || w.count[anEntry] > 0 || w.count[aBatch] > 0 && (w.bytes <= 0 || w.entries <= 0)
 }

@@ -77,6 +77,8 @@ type Want struct {
 	// does a backlog. 0: hand out what there is.
 	MaxAge     time.Duration
 	BatchBytes int
+	// Urgent hands out, and waits for, entries of urgent lines alone.
+	Urgent bool
 }
 
 // Lanes is the outbox. It is safe for concurrent use.

@@ -438,7 +438,7 @@ func (l *lane) settleTail(seg *segment) {
 		l.unread++
 		seg.read--
 	}
-	if l.unread > 0 && l.waits.batch > 0 {
+	if l.unread > 0 && l.waits.count[aBatch] > 0 {
 		signal(l.ready) // a backlog does not wait to grow
 	}
 }
