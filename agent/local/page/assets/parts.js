@@ -147,13 +147,15 @@ const showTrust=(d)=>{
 };
 
 const showUpdate=(d)=>{
-  const u=d.update&&obj(d.update),c=obj(d.clock);
+  const u=d.update&&obj(d.update),c=obj(d.clock),near=obj(d.local);
   const failed=u&&(u.problem||u.error);
   chip('update',failed?'warn':u?'ok':'wait',failed?'failed':u?str(u.state)||'ready':'no updates configured');
   facts('update',[
     ['Version',d.version],['Running for',d.started?span(now()-time(d.started)):null,null,'boot '+num(d.boot)],
     ['Clock',c.trusted==null?null:c.trusted?'synchronised':'not synchronised',c.trusted===false?'warn':null,c.now?str(c.now).slice(0,19).replace('T',' ')+' UTC':''],
     ['Updates',u?str(u.state)||'configured':'No updates are configured'],
+    ['Configuration',short(obj(d.config).sha256),d.config&&d.config.trial?'warn':null,d.config&&d.config.trial?'on trial until '+clock(d.config.trial.deadline):obj(d.config).path],
+    ['Listener',obj(near.listener).address,near.problem||obj(near.listener).problem?'bad':null,near.listener?plural(near.listener.guests,'guest'):''],
     ['Slot',u&&str(u.slot)],['New version',u&&str(u.version||u.target)],['Problem',failed||null,'warn'],
   ]);
   set($('#foot'),'Ferrule '+str(d.version)+' on '+str(d.device));

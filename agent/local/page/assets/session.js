@@ -5,38 +5,43 @@ const showSession=(d)=>{
   const failing=!up&&s.last_failure&&num(s.attempts)>0;
   chip('session',failing?'bad':up&&s.subscribed===false&&s.stage==='up'?'warn':stageState(s.stage),stageWord(s.stage));
   showFailure(s);
-  const wire=obj(s.wire),sent=num(s.wire_sent??wire.sent),got=num(s.wire_received??wire.received);
-  const each=num(s.wire_bytes_per_reading??wire.bytes_per_reading??obj(d.encode).wire_bytes_per_reading);
-  const tls=[s.tls_version,s.cipher].filter(Boolean).join(', ');
-  const way=[s.proxy?'through the proxy '+s.proxy:'',s.alpn?'ALPN '+s.alpn:'',s.websocket?'WebSocket':''].filter(Boolean).join(', ');
+  const wire=obj(s.wire),sent=num(wire.sent),got=num(wire.received),acked=num(obj(d.outbox).acked);
+  const way=obj(s.path),tls=[s.tls_version,str(s.cipher).replace(/^TLS_/,'')].filter(Boolean).join(', ');
+  const families={ipv4:'IPv4',ipv6:'IPv6'};
+  const lost=arr(way.raced).filter(a=>a&&a.error).length;
+  const through=[way.proxy?'proxy '+way.proxy:'',way.websocket?'WebSocket':'',way.alpn?'ALPN '+way.alpn:''].filter(Boolean).join(', ');
   facts('session',[
-    ['Broker',s.broker,null,s.address?s.address+(s.family?' ('+s.family+')':''):''],
-    ['Way',way],
-    ['Security',tls,null,s.group||''],
+    ['Broker',s.broker,null,[way.address||s.address,families[way.family],lost?plural(lost,'other address','other addresses')+' lost the race':''].filter(Boolean).join(', ')],
+    ['Through',through],
+    ['Opened on the way by',way.inspected,'warn','this authority vouched for the broker in its stead'],
+    ['Security',tls,null,[way.group,way.post_quantum?'withstands quantum computers':''].filter(Boolean).join(', ')],
+    ['Post-quantum share',time(way.classic_until)>now()?'left out for this broker':null,'warn','it does not answer handshakes with it; tried again on '+day(way.classic_until)],
     [up?'Up for':'Since',s.since?up?span(now()-time(s.since)):ago(s.since):null,null,num(s.connects)?plural(s.connects,'connection')+(num(s.resumed)?', '+count(s.resumed)+' resumed without the key':''):''],
     ['Next attempt',s.stage==='waiting'&&time(s.next_attempt)>now()?'in '+span(time(s.next_attempt)-now()):null,null,num(s.attempts)?plural(s.attempts,'attempt')+' so far':''],
     ['Published',plural(s.published,'message')],
     ['Acknowledged',count(s.acked),null,(num(s.in_flight)?count(s.in_flight)+' in flight':'')+(num(s.resent)?(num(s.in_flight)?', ':'')+count(s.resent)+' sent again':'')],
     ['On the wire',sent||got?size(sent)+' sent, '+size(got)+' received':null],
-    ['For each reading',each?nf[1].format(each)+' bytes':null,null,'on the wire, all layers of TCP payload'],
+    ['For each entry',sent&&acked>9?size(sent/acked)+' sent':null,null,'TLS, MQTT and all reconnects included'],
+    ['Held off until',time(s.held_off)>now()?clock(s.held_off):null,'bad',plural(s.takeovers,'takeover')+' by another client'],
+    ['Session lost',num(s.sessions_lost)?plural(s.sessions_lost,'time'):null,'warn','the broker should have kept it'],
+    ['Skipped messages',arr(s.quarantined).length?arr(s.quarantined).map(q=>str(obj(q).topic)).join(', '):null,'warn','each ended three connections'],
     ['Set aside',num(s.set_aside)?plural(s.set_aside,'entry','entries'):null,'warn','each ended three connections'],
     ['Certificates changed',num(s.rotations)?count(s.rotations):null],
-    ['Post-quantum share',s.classic||s.post_quantum_given_up?'given up for this broker: handshakes with it stalled':null,'warn'],
   ]);
   showBudget(obj(s.budget));
   showHistory(s);
 };
 
 const showBudget=(b)=>{
-  const box=$('#budget'),limit=num(b.limit??b.bytes??b.daily),used=num(b.used??b.spent);
+  const box=$('#budget'),limit=num(b.limit),used=num(b.spent);
   box.hidden=!limit;
   if(!limit)return;
   if(!box.firstChild){box.append(el('div','meter',el('i')),el('span','mute'));attr(box.firstChild,'role','meter');attr(box.firstChild,'aria-label','Budget of today');attr(box.firstChild,'aria-valuemin',0);attr(box.firstChild,'aria-valuemax',100)}
   const share=Math.min(100,used/limit*100);
-  state(box.firstChild,share>=100?'bad':share>80?'warn':'ok');
+  state(box.firstChild,b.used_up?'bad':share>80?'warn':'ok');
   attr(box.firstChild,'aria-valuenow',Math.round(share));
   $('i',box).style.setProperty('--share',share+'%');
-  set(box.lastChild,'Budget of today: '+size(used)+' of '+size(limit)+(time(b.resets)>now()?', anew in '+span(time(b.resets)-now()):''));
+  set(box.lastChild,'Budget of today: '+size(used)+' of '+size(limit)+(b.used_up?', readings wait'+(time(b.continues)>now()?' for '+span(time(b.continues)-now()):''):''));
 };
 
 const showFailure=(s)=>{
@@ -70,7 +75,7 @@ const attempts=(history)=>{
     if(!e||isNaN(time(e.at)))continue;
     if(JOINING[e.stage]&&!e.cause&&!e.text){row=row||{at:e.at,steps:[]};row.steps.push(e);row.broker=e.broker||row.broker;continue}
     const before=rows[rows.length-1];
-    if(e.stage==='waiting'&&!e.text&&!row&&before&&before.end.text&&time(e.at)-time(before.end.at)<2000)continue;
+    if(e.stage==='waiting'&&!e.text&&!row&&before&&(before.end.text||before.end.cause)&&time(e.at)-time(before.end.at)<2000)continue;
     row=row||{at:e.at,steps:[]};
     row.end=e;row.broker=e.broker||row.broker;
     rows.push(row);row=null;
@@ -84,7 +89,9 @@ const showHistory=(s)=>{
   const given=arr(s.history);
   if(!given.length)remember(s);
   const history=(given.length?given:M.history).filter(e=>e&&str(e.stage)).slice(-64);
-  const rows=attempts(history).reverse();
+  // The history names causes; the words are with the last failure.
+  const f=obj(s.last_failure),told=history.findLastIndex(e=>e.cause&&e.cause===f.cause);
+  const rows=attempts(history.map((e,i)=>i===told&&!e.text?{...e,text:f.text,hint:f.hint}:e)).reverse();
   reconcile($('#story'),rows.slice(0,whole?64:5),r=>r.at+(r.end?r.end.stage:''),makeRow,updateRow);
   const more=$('#story-more');
   more.hidden=rows.length<=5;

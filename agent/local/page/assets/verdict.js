@@ -6,13 +6,21 @@ const FAILED={
   suback:'The broker refuses the subscription',up:'The connection was lost',rotate:'The new certificate was not taken',
 };
 const CAUSES={
-  'certificate-required':'The broker got no certificate from us','certificate-unknown-ca':'The broker does not know who signed our certificate',
-  'certificate-expired':'Our certificate has expired, says the broker','certificate-revoked':'Our certificate was revoked',
+  name:"The broker's name has no address",dns:'The name server gives no answer',refused:'Nothing listens at the broker',
+  unreachable:'There is no way to the broker',stalled:'The broker does not answer in time',closed:'The broker hung up without a word',
+  'certificate-required':'The broker got no certificate from us','handshake-refused':'The broker ends the handshake without a reason',
   'certificate-not-acceptable':'Our certificate is of no authority that the broker takes',
-  'certificate-refused':'The broker refuses our certificate','broker-unknown-ca':"We do not know who signed the broker's certificate",
-  'broker-name':"The broker's certificate is for another name",'broker-expired':"The broker's certificate has expired",
-  'broker-revoked':"The broker's certificate was revoked",clock:'Our clock is wrong','not-authorized':'The broker does not authorise this device',
-  plaintext:'The port does not speak TLS',name:"The broker's name has no address",refused:'Nothing listens at the broker',frozen:'The link is up, and nothing moves on it',
+  'certificate-unknown-ca':'The broker does not know who signed our certificate','certificate-expired':'Our certificate has expired, says the broker',
+  'certificate-revoked':'Our certificate was revoked','certificate-refused':'The broker refuses our certificate',key:'Our key did not sign',
+  'broker-unknown-ca':"We do not know who signed the broker's certificate",'broker-name':"The broker's certificate is for another name",
+  'broker-expired':"The broker's certificate has expired",'broker-invalid':"The broker's certificate is not valid",'broker-revoked':"The broker's certificate was revoked",
+  'broker-revocation-unknown':"Nobody can tell whether the broker's certificate was revoked",clock:'Our clock is wrong',
+  'tls-version':'No common version of TLS',plaintext:'The port does not speak TLS',inspected:'Somebody on the way opens TLS',alpn:'No common application protocol',
+  'proxy-unreachable':'The proxy is not reached','proxy-auth':'The proxy wants another login','proxy-refused':'The proxy does not let us through',
+  'proxy-no-way':'The proxy does not reach the broker','not-a-proxy':'This is no proxy','not-websocket':'The broker opens no WebSocket',
+  'not-authorized':'The broker does not authorise this device','client-id':'The broker refuses our name','duplicate-identity':'Another client uses our name',
+  unavailable:'The broker is not available','too-large':'The broker sent too large a message',subscription:'The broker refuses the subscription',
+  frozen:'The link was up, and nothing moved on it','no-ack':'The broker acknowledges nothing','command-flood':'Too many commands came','entry-set-aside':'An entry was set aside',
 };
 const failureTitle=(f)=>(Object.hasOwn(CAUSES,str(f.cause))&&CAUSES[f.cause])||(Object.hasOwn(FAILED,str(f.stage))&&FAILED[f.stage])||'The session failed';
 
@@ -37,6 +45,10 @@ const problems=(d)=>{
   if(obj(d.audit).problem)add('trust','warn','The audit log cannot be written',d.audit.problem);
   const r=obj(obj(obj(d.trust).revocation).last);
   if(r.refused)add('trust','bad',"The broker's certificate is refused",r.why);
+  const config=obj(d.config),last=obj(config.last),near=obj(d.local);
+  if(config.trial)add('update','note','A configuration is on trial','It is kept if it works; else the old one returns at '+clock(obj(config.trial).deadline)+'.');
+  else if(last.outcome&&last.outcome!=='kept'&&now()-time(last.at)<864e5)add('update','warn','The last configuration from afar was not kept',last.detail||last.reason);
+  if(near.problem||obj(near.listener).problem)add('update','warn','The local listener does not serve',near.problem||near.listener.problem);
   const up=obj(d.update);
   if(up.problem||up.error)add('update','warn','The last update failed',up.problem||up.error,up.hint);
   const rank={bad:0,warn:1,note:2};
@@ -51,10 +63,9 @@ const sessionProblems=(add,d,s)=>{
     if(f&&f.text)add('session','bad',failureTitle(f),f.text,f.hint,f.side);
     else if(!young)add('session',s.stage==='stopped'?'bad':'warn','The session is not up',stageWord(s.stage));
   }else if(s.stage==='up'&&s.subscribed===false)add('session','warn','Commands are not heard',f&&f.stage==='suback'?f.text:'The broker has not taken the subscription.',f&&f.stage==='suback'?f.hint:'');
-  const held=obj(s.held_off||s.held);
-  if(held.text||held.reason)add('session','bad','The session is held off',held.text||held.reason,held.hint);
-  const q=arr(s.quarantined);
-  if(q.length)add('session','warn',plural(q.length,'topic is','topics are')+' in quarantine',q.map(x=>typeof x==='string'?x:str(obj(x).topic)).join(', '));
+  const budget=obj(s.budget),q=arr(s.quarantined).length;
+  if(budget.used_up)add('session','warn','The budget of today is used up','Readings wait'+(time(budget.continues)>now()?' until '+clock(budget.continues):'')+'.');
+  if(q)add('session','warn',plural(q,'message')+' of the broker '+(q===1?'is':'are')+' skipped','Each ended three connections: '+s.quarantined.map(x=>str(obj(x).topic)||'?').slice(0,4).join(', '),'Remove it from the broker, or raise session.max_inbound');
 };
 
 const lineProblems=(add,d)=>{
