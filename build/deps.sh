@@ -27,6 +27,7 @@ tests=(
   softhsm2          # a PKCS #11 token in software
   strace            # kills a process at a chosen system call
   procps            # ps
+  chromium          # the browser that the status page is tested in
   protobuf-compiler python3-pip # the foreign reader of Sparkplug B, and how build/sparkplugproto.sh gets its schema
 )
 
