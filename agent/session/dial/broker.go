@@ -88,19 +88,24 @@ func parseHost(host string) (string, error) {
 		return "", errors.New("the host is missing")
 	}
 	if address, err := netip.ParseAddr(host); err == nil {
+		if strings.ContainsFunc(address.Zone(), odd) {
+			return "", fmt.Errorf("%q is not an interface", address.Zone())
+		}
 		return address.String(), nil
 	}
 	ascii := host
 	if strings.ContainsFunc(host, func(r rune) bool { return r > 0x7f }) {
 		ascii = punycode(host)
 	}
-	valid := func(r rune) bool {
-		return r == '.' || r == '-' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
-	}
-	if len(ascii) > 254 || strings.ContainsFunc(ascii, func(r rune) bool { return !valid(r) }) {
+	if ascii == "" || len(ascii) > 254 || strings.ContainsFunc(ascii, odd) {
 		return "", fmt.Errorf("%q is not a host name", host)
 	}
 	return ascii, nil
+}
+
+// odd says that no host's name, and no interface's, has this character.
+func odd(r rune) bool {
+	return r != '.' && r != '-' && r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 }
 
 // punycode gives a host in ASCII (RFC 5891), or as it is where that cannot be done. net/http does
@@ -108,7 +113,7 @@ func parseHost(host string) (string, error) {
 // the device 130 kB.
 func punycode(host string) string {
 	var b bytes.Buffer
-	r := http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/"}, Host: host}
+	r := http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/"}, Host: strings.ToLower(host)}
 	if r.Write(&b) != nil {
 		return host
 	}

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 )
 
 // dnsServer is a name server that answers with what find says, for a question of IPv6 or of
@@ -29,9 +28,29 @@ func dnsServer(t testing.TB, silent func(name string, six bool) bool, find func(
 			}
 		}
 	})
-	t.Cleanup(func() { _ = c.Close(); ended.Wait() })
+	var mu sync.Mutex
+	var asking []net.Conn
+	over := false
+	t.Cleanup(func() { // Go's resolver goes on asking when nobody waits for it any more
+		_ = c.Close()
+		mu.Lock()
+		over = true
+		for _, a := range asking {
+			_ = a.Close()
+		}
+		mu.Unlock()
+		ended.Wait()
+	})
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "udp", c.LocalAddr().String())
+		a, err := new(net.Dialer).DialContext(ctx, "udp", c.LocalAddr().String())
+		mu.Lock()
+		defer mu.Unlock()
+		if err == nil && over {
+			_ = a.Close()
+			return nil, net.ErrClosed
+		}
+		asking = append(asking, a)
+		return a, err
 	}}
 }
 

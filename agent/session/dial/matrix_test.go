@@ -126,10 +126,14 @@ var brokers = []struct {
 		return p.shows(mint(p.t, "broker", below, forServer()).chain(below, end))
 	}, cause.BrokerInvalid, "too many authorities"},
 	{"name not permitted", func(p *pki) shown {
-		return p.below(func(c *x509.Certificate) { c.PermittedDNSDomainsCritical, c.PermittedDNSDomains = true, []string{"fleet.test"} })
+		return p.below(func(c *x509.Certificate) {
+			c.PermittedDNSDomainsCritical, c.PermittedDNSDomains = true, []string{"fleet.test"}
+		})
 	}, cause.BrokerInvalid, "may not certify this name"},
 	{"name excluded", func(p *pki) shown {
-		return p.below(func(c *x509.Certificate) { c.PermittedDNSDomainsCritical, c.ExcludedDNSDomains = true, []string{"localhost"} })
+		return p.below(func(c *x509.Certificate) {
+			c.PermittedDNSDomainsCritical, c.ExcludedDNSDomains = true, []string{"localhost"}
+		})
 	}, cause.BrokerInvalid, "may not certify this name"},
 	{"authority without the flag", func(p *pki) shown {
 		return p.below(func(c *x509.Certificate) { c.IsCA, c.KeyUsage = false, x509.KeyUsageDigitalSignature })
@@ -205,4 +209,3 @@ func TestBrokersCertificates(t *testing.T) {
 		t.Errorf("%d cases", n)
 	}
 }
-

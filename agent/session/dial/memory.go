@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"slices"
@@ -86,7 +87,7 @@ func parseKnown(text []byte) (known, error) {
 	if err := d.Decode(&k); err != nil {
 		return known{}, fmt.Errorf("reading the ways to the brokers: %w", err)
 	}
-	if _, err := d.Token(); err == nil || k.Version != 1 || len(k.Ways) > maxRemembered {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) || k.Version != 1 || len(k.Ways) > maxRemembered {
 		return known{}, errors.New("reading the ways to the brokers: not what was written")
 	}
 	for n, w := range k.Ways {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"ferrule/agent/session/cause"
+	"ferrule/internal/hint"
 )
 
 // proxy is who is asked for the way to the broker. Its String holds no password.
@@ -106,6 +107,9 @@ func (d *Dialer) proxyFor(b Broker) (proxy, error) {
 	return p, nil
 }
 
+// The first byte of a TLS alert and of a handshake message (RFC 8446, 5.1).
+const recordAlert, recordHandshake = 21, 22
+
 // maxAnswer bounds the header that a proxy answers CONNECT with.
 const maxAnswer = 16 << 10
 
@@ -151,6 +155,9 @@ func (a *attempt) ask() error {
 	}
 	head := &io.LimitedReader{R: a.tunnel, N: maxAnswer}
 	r := bufio.NewReaderSize(head, 1<<10)
+	if first, err := r.Peek(1); err == nil && (first[0] == recordAlert || first[0] == recordHandshake) {
+		return hint.With(fmt.Errorf("%w: it answers in TLS", cause.ErrNotProxy), "write session.proxy with https:// instead of http://")
+	}
 	answer, err := http.ReadResponse(r, &http.Request{Method: http.MethodConnect})
 	switch {
 	case err != nil && head.N <= 0:
