@@ -23,6 +23,7 @@ import (
 
 	"ferrule/agent/agenttest"
 	"ferrule/agent/config"
+	"ferrule/agent/local"
 	"ferrule/agent/session"
 	"ferrule/agent/trial"
 	"ferrule/hw/hwtest"
@@ -282,12 +283,13 @@ func within(limit string) func(*ConfigArgs) { return func(a *ConfigArgs) { a.Con
 
 func byCommand(a *ConfigArgs) { a.Confirm = trial.ConfirmCommand }
 
-// up waits for the session and its subscription.
+// up waits for the session and its subscription: a command that is published before is lost.
 func (p *place) up() {
 	p.t.Helper()
 	p.until("a session", func() bool {
-		all := p.on("ferrule/gw-1/status")
-		return len(all) > 0 && strings.Contains(string(all[len(all)-1]), `"online":true`)
+		text, err := local.Dial(p.path("f.sock")).Status(p.t.Context())
+		var status Status
+		return err == nil && json.Unmarshal(text, &status) == nil && status.Session.Subscribed
 	})
 }
 
