@@ -28,6 +28,7 @@ type arrows map[string]string
 // their own tree and of those below.
 var trees = map[string][]string{
 	"build":    {"build", "cmd", "agent", "hw", "tpm", "firmware", "internal"},
+	"docs":     {"agent", "hw", "internal"},
 	"cmd":      {"agent", "hw", "tpm", "firmware", "internal"},
 	"agent":    {"agent", "hw", "tpm", "firmware", "internal"},
 	"hw":       {"hw", "internal"},
@@ -46,6 +47,8 @@ var rooms = map[string]arrows{
 		"tpm/*":   "starts the TPM that the measured agent uses",
 	},
 	"build/e2e": {},
+
+	"docs/examples/consumer": {}, // knows of the project what its documents say
 
 	"cmd/ferrule": {
 		"agent/*": "turns the agent's errors into exit codes and prints what it says",
@@ -202,13 +205,13 @@ var libraries = map[string]library{
 	"github.com/chromedp/chromedp":        {tests: true, why: "drives the browser that the status page is tested in"},
 	"github.com/coreos/go-systemd/v22":    {by: []string{"agent", "cmd/ferrule"}, why: "tells systemd that the agent is ready"},
 	"github.com/creack/pty":               {by: []string{"hw/hwtest"}, tests: true, why: "a pty is the simulated wire"},
-	"github.com/eclipse/paho.mqtt.golang": {by: []string{"agent/session", "build/bench"}, why: "its traps are known in one place; build/bench measures it bare"},
-	"github.com/fxamacker/cbor/v2":        {tests: true, why: "the foreign reader of CBOR"},
+	"github.com/eclipse/paho.mqtt.golang": {by: []string{"agent/session", "build/bench", "docs/examples/consumer"}, why: "its traps are known in one place; build/bench measures it bare; a consumer of ours is anybody's"},
+	"github.com/fxamacker/cbor/v2":        {by: []string{"docs/examples/consumer"}, tests: true, why: "the foreign reader of CBOR"},
 	"github.com/google/go-cmp":            {tests: true, why: "compares structs in tests"},
 	"github.com/google/go-tpm":            {by: []string{"tpm", "tpm/attest", "tpm/tpmtest"}, why: "one tree owns the TPM's wire format"},
 	"github.com/gorilla/websocket":        {by: []string{"agent/local"}, tests: true, why: "the server's side of WebSocket"},
 	"github.com/miekg/pkcs11":             {by: []string{"cmd/ferrule-p11"}, why: "cgo, in the one program that may use it"},
-	"github.com/klauspost/compress":       {by: []string{"agent/encode"}, tests: true, why: "zstd has one door"},
+	"github.com/klauspost/compress":       {by: []string{"agent/encode", "docs/examples/consumer"}, tests: true, why: "zstd has one door"},
 	"github.com/mochi-mqtt/server/v2":     {by: []string{"agent/agenttest"}, why: "the broker of the cloud in a box"},
 	"github.com/pelletier/go-toml/v2":     {by: []string{"internal/strict"}, why: "reads the configuration and the profiles"},
 	"github.com/rogpeppe/go-internal":     {tests: true, why: "testscript runs the real programs"},
