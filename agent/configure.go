@@ -28,8 +28,8 @@ const (
 	longestTrial  = time.Hour
 )
 
-// atTheSite is the id of a trial that the local API began.
-const atTheSite = "site"
+// AtTheSite is the id of a trial that the local API began.
+const AtTheSite = "site"
 
 // ConfigArgs brings a new configuration, or is about the one on trial (docs/remote-configuration.md).
 type ConfigArgs struct {
@@ -82,7 +82,7 @@ func (a *agent) configCommand(ctx context.Context, raw json.RawMessage) (any, er
 	case "", "try":
 		return a.tryConfig(ctx, args)
 	case "confirm":
-		return a.confirmConfig(args.ID)
+		return a.confirmConfig(ctx, args.ID)
 	case "cancel":
 		return a.cancelConfig(args.ID)
 	}
@@ -123,7 +123,7 @@ func (a *agent) beginTrial(ctx context.Context, result ConfigResult, next *confi
 	}
 	id := command.ID(ctx)
 	if id == "" {
-		id = atTheSite
+		id = AtTheSite
 	}
 	began := time.Now()
 	ends := began.Add(within)
@@ -330,9 +330,12 @@ func apart(err error) (all []error) {
 }
 
 // confirmConfig is the cloud's word that it wants to keep what is on trial.
-func (a *agent) confirmConfig(id string) (any, error) {
+func (a *agent) confirmConfig(ctx context.Context, id string) (any, error) {
 	if a.onTrial == nil {
 		return nil, command.Refuse("not-on-trial", "no configuration is on trial here")
+	}
+	if command.ID(ctx) == "" && id != AtTheSite {
+		return nil, command.Refuse("not-on-trial", "a configuration from afar is confirmed from afar")
 	}
 	if err := a.desk.keeper.Confirm(id); err != nil {
 		return nil, command.Refuse("not-on-trial", "%w", err)

@@ -133,8 +133,39 @@ func TestConfigurationFromAfar(t *testing.T) {
 		t.Errorf("it returned after %s", took)
 	}
 	c.waitUp(t)
+	c.atTheSite(t, good, old)
 	c.stop(t)
 	c.whole(t, nil)
+}
+
+// atTheSite does the same by the command line.
+func (c *configured) atTheSite(t *testing.T, current, next string) {
+	t.Helper()
+	config := func(words ...string) []string { return with(c.ferrule, append([]string{"config", "--config", c.config}, words...)...) }
+	if out := mustRun(t, "", config("status")...); !strings.Contains(out, "no-session") {
+		t.Errorf("config status: %s", out)
+	}
+	bad := c.file(t, "bad.toml", current+"\nnonsense = 1\n")
+	if _, stderr, code := run(t, "", config("apply", bad)...); code != 3 || !strings.Contains(stderr, "nonsense") {
+		t.Errorf("a bad one: exit code %d, %s", code, stderr)
+	}
+	file := c.file(t, "next.toml", next)
+	if out := mustRun(t, "", config("apply", file, "--dry-run")...); !strings.Contains(out, "valid") {
+		t.Errorf("dry run: %s", out)
+	}
+	c.switches = append(c.switches, time.Now())
+	if out := mustRun(t, "", config("apply", file, "--within", "45s")...); !strings.Contains(out, "trying") {
+		t.Errorf("apply: %s", out)
+	}
+	c.switches = append(c.switches, c.wait(t, "site", "kept").At)
+	if readFile(t, c.config) != next {
+		t.Error("the file is not the one that was applied")
+	}
+	waitFor(t, "the outcome", func() bool {
+		out, _, _ := run(t, "", config("status")...)
+		return strings.Contains(out, "kept on")
+	})
+	c.waitUp(t)
 }
 
 // whole judges the ledgers: what a part that was started anew was asking for does not count.

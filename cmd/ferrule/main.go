@@ -50,6 +50,7 @@ func table() []command {
 		{"scan", "LINE", "find the units of an unknown line, their speed and parity", scanLineFlags, runScan},
 		{"tpm", "[--json]", "show what the TPM is, and what keeps it from serving; changes nothing", tpmFlags, runTPM},
 		{"roots", "status|stage|confirm|discard [FILE]", "change whom the running agent believes", rootsFlags, runRoots},
+		{"config", "apply|status|confirm|cancel [FILE]", "have the running agent try a configuration", configFlags, runConfig},
 		{"audit", "verify [--json]", "check that nothing in the audit log was changed", auditFlags, runAudit},
 		{"reset", "--yes", "back to the factory identity; removes everything else", resetFlags, runReset},
 		{"ports", "[--json]", "list serial ports with their stable names; opens none", (*env).jsonFlag, runPorts},
@@ -70,6 +71,7 @@ type env struct {
 	enroll         enrollOptions
 	reset          resetOptions
 	roots          rootsOptions
+	apply          configOptions
 	scan           scanFlags
 	audit          auditOptions
 	web            webOptions
