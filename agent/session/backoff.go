@@ -12,6 +12,8 @@ const (
 	steady = time.Minute
 	// thereBound is the longest bound where the broker acknowledged something, and so is there.
 	thereBound = 16 * time.Second
+	// resent is how long connecting takes at least where SYN had to be sent again (RFC 6298, 2.1).
+	resent = 900 * time.Millisecond
 	// ownBound is the bound of the first pause where our own network had changed.
 	ownBound = 2 * time.Second
 )
@@ -32,6 +34,7 @@ type tries struct {
 	rounds int  // pauses since the last connection that was worth it
 	own    bool // our network changed: nobody else lost its connection with us
 	free   bool // the next attempt needs no pause
+	fleet  bool // whatever ended the last connection may have ended others; nobody gave way since
 }
 
 func newTries(spread time.Duration, brokers int) tries {
@@ -49,7 +52,7 @@ func (t *tries) failed() {
 // anything on it, and whether our own network was gone from under it. A broker that acknowledged
 // nothing gives way to the next one.
 func (t *tries) lost(stood time.Duration, acknowledged, own bool) {
-	t.free, t.own = false, own
+	t.free, t.own, t.fleet = false, own, !own
 	switch {
 	case stood >= steady:
 		t.broker, t.rounds = 0, 0
@@ -61,6 +64,17 @@ func (t *tries) lost(stood time.Duration, acknowledged, own bool) {
 	default:
 		t.broker = (t.broker + 1) % t.brokers
 	}
+}
+
+// late is told how long TCP took to connect, and says whether to give way once more. While a network
+// drops what is sent, all who knock wait, and the kernel knocks again for each: when the network is
+// back, those of ten seconds would come in one.
+func (t *tries) late(took time.Duration) bool {
+	if !t.fleet || took < resent {
+		return false
+	}
+	t.fleet, t.free, t.rounds = false, false, 0
+	return true
 }
 
 // pause returns how long to wait before the next attempt. random is in [0, 1).

@@ -78,7 +78,7 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 	credential, staged := s.choose()
 	var err error
 	if sec == nil {
-		sec, err = s.dialer.Dial(ctx, r.broker(), credential, s.begin)
+		sec, err = r.dial(ctx, credential)
 	} else {
 		credential, staged = sec.Credential, true
 	}
@@ -90,7 +90,7 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 		if sec != nil {
 			s.meter.once(sec)
 		}
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && !errors.Is(err, errGaveWay) {
 			s.notConnected(err, credential, staged)
 		}
 		return nil, err
@@ -98,6 +98,28 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 	r.settled = s.afterwards(l, staged)
 	s.connected(l)
 	return l, nil
+}
+
+// errGaveWay: the network came back while we knocked, and so it did for others.
+var errGaveWay = errors.New("gave way to others")
+
+// dial connects to the broker whose turn it is.
+func (r *runner) dial(ctx context.Context, c *identity.Credential) (*dial.Conn, error) {
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var began time.Time
+	sec, err := r.dialer.Dial(limited, r.broker(), c, func(stage cause.Stage) {
+		r.begin(stage)
+		if stage == cause.StageTCP {
+			began = time.Now()
+		} else if !began.IsZero() && r.tries.late(time.Since(began)) {
+			cancel(errGaveWay)
+		}
+	})
+	if err != nil && errors.Is(context.Cause(limited), errGaveWay) {
+		return nil, errGaveWay
+	}
+	return sec, err
 }
 
 // broker returns the one whose turn it is. A round begins with the one that worked last.

@@ -276,6 +276,9 @@ func (s *Session) Run(ctx context.Context) error {
 			return nil
 		}
 		l, err := r.connect(ctx)
+		if errors.Is(err, errGaveWay) {
+			continue
+		}
 		if err != nil {
 			s.tries.failed()
 			s.rival.failed()
