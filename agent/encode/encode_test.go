@@ -60,6 +60,9 @@ func TestEntryIsWrittenAsDocumented(t *testing.T) {
 		}}, false,
 			`{"boot":17,"seq":48213,"t":"2026-11-21T04:00:00.125Z","line":"l","unit":"u","readings":{"i":-9223372036854775808,"u":18446744073709551615,"s":"a\"\\\u000a` + "\ufffd" + `€"}}`},
 	} {
+		if name == "documented" {
+			documented(t, test.want)
+		}
 		_, payload := newEncoder(t).Entry([]byte("kept"), 48213, test.poll, test.unsynced)
 		if string(payload) != "kept"+test.want {
 			t.Errorf("%s:\n%s, want\n%s", name, payload, test.want)

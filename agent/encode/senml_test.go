@@ -115,6 +115,7 @@ func TestSenMLIsWrittenAsDocumented(t *testing.T) {
 	if got := string(joined(t, e, topic, entry)); got != want {
 		t.Errorf("%s, want\n%s", got, want)
 	}
+	documented(t, want)
 	p.Readings[3] = hw.Reading{Point: "energy", Value: float(12345.67), Uom: "kWh"}
 	_, next := e.Entry(nil, 48214, p, true)
 	const both = `[{"bver":26,"bn":"gw-1/rs485-1/meter-a/","bt":1795233600.125,"n":":seq","v":48213},{"n":":boot","v":17},` +

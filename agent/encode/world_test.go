@@ -3,6 +3,8 @@ package encode_test
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,6 +39,19 @@ func compressed(c *encode.Config) { c.Compress = "zstd" }
 
 func largest(n int) func(*encode.Config) {
 	return func(c *encode.Config) { c.Batch.MaxBytes = quantity.Size(n) }
+}
+
+// documented fails unless docs/topics.md shows example, whatever its white space.
+func documented(t testing.TB, example string) {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/topics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	solid := func(s string) string { return strings.Join(strings.Fields(s), "") }
+	if !strings.Contains(solid(string(text)), solid(example)) {
+		t.Errorf("docs/topics.md has no %s", example)
+	}
 }
 
 // joined is what a session does with entries of one topic that are one message: births first where
