@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ferrule/agent/audit"
@@ -123,7 +124,7 @@ type agent struct {
 	lock        *os.File
 	clock       *clock.Clock
 	identity    *identity.Identity
-	outbox      *outbox.Outbox
+	outbox      *outbox.Lanes
 	encoder     *encode.Encoder
 	lines       []*hw.Line
 	session     *session.Session
@@ -133,6 +134,7 @@ type agent struct {
 	authority   *authorize.Authority
 	commands    *command.Executor
 	local       *local.Server
+	readings    atomic.Uint64 // taken from the lines
 	restart     chan struct{} // closed by the command restart
 	restartOnce sync.Once
 
@@ -177,7 +179,7 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 	if err = a.openAudit(fsys); err != nil {
 		return fmt.Errorf("opening the audit log: %w", err)
 	}
-	if a.outbox, err = outbox.Open(fsys, filepath.Join(c.StateDir, "outbox"), c.Outbox, a.log); err != nil {
+	if err = a.openOutbox(fsys); err != nil {
 		return fmt.Errorf("opening the outbox: %w", err)
 	}
 	device := a.identity.Device()
@@ -208,18 +210,21 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 }
 
 func (a *agent) openSession() (err error) {
+	batch := a.config.Encode.Batch
 	a.session, err = session.New(session.Options{
 		Config:        a.config.Session,
 		Identity:      a.identity,
-		Source:        a.renamed(a.outbox.Lanes),
-		Outbox:        a.outbox,
-		Join:          func(dst []byte, entries [][]byte) []byte { return a.encoder.Join(dst, "", entries) },
+		Source:        a.renamed(a.outbox),
+		Format:        a.encoder,
+		Batch:         session.Batch{MaxAge: batch.MaxAge.Std(), MaxBytes: int(batch.MaxBytes.Bytes())},
+		State:         session.State{FS: disk.OS(), Dir: a.config.StateDir},
 		Handle:        a.handle,
 		Roots:         a.trust.brokers.Pool,
 		Verify:        a.trust.revocation.Check,
 		Verified:      a.brokerSeen,
 		Refused:       a.refused,
 		Now:           a.clock.Now,
+		Trusted:       a.clock.Trusted,
 		Online:        a.announcement,
 		ShutdownGrace: a.config.ShutdownGrace.Std(),
 		Log:           a.log,
@@ -227,14 +232,33 @@ func (a *agent) openSession() (err error) {
 	return err
 }
 
-// take is where a line hands over a poll: it is encoded and appended in one step, and the
-// same bytes go to those who watch the local API.
+// openOutbox opens the outbox with what it has to know of the lines.
+func (a *agent) openOutbox(fsys disk.FS) (err error) {
+	o := outbox.Options{
+		FS: fsys, Dir: filepath.Join(a.config.StateDir, "outbox"), Config: a.config.Outbox, Log: a.log,
+		Now: func() (time.Time, bool) { return a.clock.Now(), a.clock.Trusted() },
+	}
+	for _, line := range a.config.Lines {
+		o.Lines = append(o.Lines, outbox.LineConfig{Name: line.Name, Urgent: line.Priority == hw.Urgent, MaxAge: line.MaxAge.Std()})
+	}
+	a.outbox, err = outbox.OpenLanes(o)
+	return err
+}
+
+// take is where a line hands over a poll: it is encoded and appended in one step, and those who
+// watch the local API get it as JSON.
 func (a *agent) take(ctx context.Context, p hw.Poll) error {
 	unsynced := !a.clock.Trusted()
+	a.readings.Add(uint64(len(p.Readings)))
 	return a.outbox.Append(ctx, p.Line, func(dst []byte, seq uint64) (string, []byte) {
-		topic, payload := a.encoder.Entry(dst, seq, p, unsynced)
-		a.local.Publish(payload)
-		return topic, payload
+		topic, entry := a.encoder.Entry(dst, seq, p, unsynced)
+		switch {
+		case a.config.Encode.Format == encode.JSON:
+			a.local.Publish(entry)
+		case a.local.Watched():
+			a.local.Publish(a.encoder.JSON(nil, seq, p, unsynced))
+		}
+		return topic, entry
 	})
 }
 

@@ -40,12 +40,23 @@ func writeMetrics(w io.Writer, s Status) {
 	count("ferrule_messages_acknowledged_total", s.Session.Acked)
 	count("ferrule_messages_resent_total", s.Session.Resent)
 
+	count("ferrule_wire_sent_bytes_total", s.Session.Wire.Sent)
+	count("ferrule_wire_received_bytes_total", s.Session.Wire.Received)
+	count("ferrule_session_takeovers_total", s.Session.Takeovers)
+	gauge("ferrule_session_quarantined_topics", float64(len(s.Session.Quarantined)))
+	if b := s.Session.Budget; b != nil {
+		gauge("ferrule_budget_spent_bytes", float64(b.Spent))
+		gauge("ferrule_budget_limit_bytes", float64(b.Limit))
+	}
+	count("ferrule_readings_total", s.Wire.Readings)
+
 	gauge("ferrule_outbox_depth", float64(s.Outbox.Depth))
 	gauge("ferrule_outbox_bytes", float64(s.Outbox.Bytes))
 	gauge("ferrule_outbox_oldest_age_seconds", s.Outbox.OldestAge)
 	gauge("ferrule_outbox_problem", number(s.Outbox.Problem != ""))
 	count("ferrule_entries_appended_total", s.Outbox.Appended)
 	count("ferrule_entries_dropped_total", s.Outbox.Dropped)
+	count("ferrule_entries_expired_total", s.Outbox.Expired)
 	count("ferrule_outbox_written_bytes_total", uint64(s.Outbox.WrittenBytes))
 
 	count("ferrule_commands_executed_total", s.Commands.Executed)

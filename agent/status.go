@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"math"
 	"reflect"
 	"time"
 
@@ -35,6 +36,29 @@ type Status struct {
 	Trust     TrustStatus      `json:"trust"`
 	Config    ConfigStatus     `json:"config"`
 	Local     local.Status     `json:"local"`
+	Wire      WireStatus       `json:"wire"`
+}
+
+// WireStatus is what readings cost.
+type WireStatus struct {
+	// Encoding of the messages, such as "json+zstd".
+	Encoding string `json:"encoding"`
+	// Readings taken from the lines since the start.
+	Readings uint64 `json:"readings"`
+	// BytesPerReading is what TCP carried to the broker since the start, TLS, connecting and status
+	// included, for each reading that was acknowledged. 0: none was.
+	BytesPerReading float64 `json:"bytes_per_reading"`
+}
+
+// wireStatus spreads what was sent over the readings that were acknowledged: as many as an entry
+// has on average.
+func (a *agent) wireStatus(sent uint64, o outbox.Status) WireStatus {
+	w := WireStatus{Encoding: a.encoder.Encoding(), Readings: a.readings.Load()}
+	if o.Seq > 0 && o.Acked > 0 && w.Readings > 0 {
+		each := float64(w.Readings) / float64(o.Seq)
+		w.BytesPerReading = math.Round(10*float64(sent)/(each*float64(o.Acked))) / 10
+	}
+	return w
 }
 
 // ClockStatus is what the agent makes of the system's clock.
@@ -69,6 +93,7 @@ func (a *agent) status() Status {
 		Trust:     TrustStatus{Broker: a.trust.brokers.Status(), Revocation: a.trust.revocation.Status()},
 		Config:    a.configStatus(),
 	}
+	s.Wire = a.wireStatus(s.Session.Wire.Sent, s.Outbox)
 	if a.trust.registrars != nil {
 		status := a.trust.registrars.Status()
 		s.Trust.Registrar = &status
@@ -87,6 +112,8 @@ type announcement struct {
 	Version string `json:"version"`
 	state
 	OutboxDepth int `json:"outbox_depth"`
+	// Encoding of the readings, such as "json+zstd".
+	Encoding string `json:"encoding"`
 	// AuditLine and AuditHash are the end of the audit log as the device's key has signed it: a
 	// log that was set back as a whole ends before it.
 	AuditLine uint64 `json:"audit_line,omitempty"`
@@ -123,7 +150,7 @@ func (a *agent) announcement() []byte {
 	payload, err := json.Marshal(announcement{
 		Online: true, Boot: a.outbox.Boot(), Version: a.options.Version,
 		state: a.state(), OutboxDepth: a.outbox.Status().Depth, AuditLine: log.Signed, AuditHash: log.Hash,
-		Config: a.configNews(),
+		Config: a.configNews(), Encoding: a.encoder.Encoding(),
 	})
 	if err != nil {
 		return nil // no field of the struct can fail to encode

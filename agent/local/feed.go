@@ -73,6 +73,12 @@ func (f *feed) publish(name string, data []byte) {
 	}
 }
 
+func (f *feed) any() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.watchers) > 0
+}
+
 // oneLine returns data as JSON on one line of its own memory; what is no JSON goes in base64, so
 // that no payload can break out of its event.
 func oneLine(data []byte) []byte {

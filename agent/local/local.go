@@ -95,6 +95,9 @@ func New(c Config, backend Backend, log *slog.Logger) *Server {
 // watcher who cannot keep up misses entries and is told how many.
 func (s *Server) Publish(payload []byte) { s.feed.publish(readingEvent, payload) }
 
+// Watched says whether anybody would see what Publish is given.
+func (s *Server) Watched() bool { return s.feed.any() }
+
 // Run serves until ctx is done, then ends the open requests and removes the socket. The TLS
 // listener mends itself; without it the socket serves on.
 func (s *Server) Run(ctx context.Context) error {

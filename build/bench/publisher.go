@@ -70,7 +70,7 @@ func (c *carrier) run(ctx context.Context) error {
 		return err
 	}
 	defer id.Close()
-	out, err := outbox.Open(fsys, filepath.Join(c.state, "outbox"), outbox.Default(), log)
+	out, err := outbox.OpenLanes(outbox.Options{FS: fsys, Dir: filepath.Join(c.state, "outbox"), Config: outbox.Default(), Log: log})
 	if err != nil {
 		return err
 	}
@@ -92,9 +92,9 @@ func (c *carrier) run(ctx context.Context) error {
 	return c.load(ctx, out)
 }
 
-func (c *carrier) session(id *identity.Identity, out *outbox.Outbox, log *slog.Logger) (*session.Session, error) {
+func (c *carrier) session(id *identity.Identity, out *outbox.Lanes, log *slog.Logger) (*session.Session, error) {
 	o := session.Options{
-		Config: session.Default(), Identity: id, Outbox: out, Log: log,
+		Config: session.Default(), Identity: id, Source: out, Log: log,
 		Handle:        func(context.Context, session.Command) (string, []byte) { return "", nil },
 		Online:        func() []byte { return []byte("{}") },
 		ShutdownGrace: 5 * time.Second,
@@ -105,13 +105,13 @@ func (c *carrier) session(id *identity.Identity, out *outbox.Outbox, log *slog.L
 		if err != nil {
 			return nil, err
 		}
-		o.Join = encoder.Join
+		o.Format = encoder
 	}
 	return session.New(o)
 }
 
 // load appends what was asked for and waits until the broker has acknowledged all of it.
-func (c *carrier) load(ctx context.Context, out *outbox.Outbox) error {
+func (c *carrier) load(ctx context.Context, out *outbox.Lanes) error {
 	if err := until(ctx, func() bool { _, err := os.Stat(c.begin); return err == nil }); err != nil {
 		return err
 	}

@@ -43,6 +43,9 @@ func runCheck(_ context.Context, e *env) error {
 			fmt.Fprint(e.stdout, plan)
 		}
 	}
+	for _, sentence := range c.Local.Advice() {
+		fmt.Fprintf(e.stderr, "ferrule: note: %s\n", sentence)
+	}
 	for _, plan := range plans {
 		if plan.Tight() && !plan.Overload() {
 			fmt.Fprintf(e.stderr, "ferrule: warning: line %s: the plan needs %.0f %% of the wire, and units need time to think; poll less often, or raise the baud rate\n",
