@@ -141,7 +141,9 @@ func TestConfigurationFromAfar(t *testing.T) {
 // atTheSite does the same by the command line.
 func (c *configured) atTheSite(t *testing.T, current, next string) {
 	t.Helper()
-	config := func(words ...string) []string { return with(c.ferrule, append([]string{"config", "--config", c.config}, words...)...) }
+	config := func(words ...string) []string {
+		return with(c.ferrule, append([]string{"config", "--config", c.config}, words...)...)
+	}
 	if out := mustRun(t, "", config("status")...); !strings.Contains(out, "no-session") {
 		t.Errorf("config status: %s", out)
 	}
@@ -194,12 +196,40 @@ func TestConfigurationTrialKilled(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	t.Logf("seed %d", seed)
+	stages := c.stages(t, random)
+	outcomes := map[string]int{}
+	var kills []time.Time
+	current := 0
+	for n := range number(t, "E2E_CONFIG_KILLS", 2*len(stages)) {
+		stage := stages[n%len(stages)]
+		c.run(t)
+		c.waitUp(t)
+		id := "k" + string(rune('a'+n%26)) + string(rune('a'+n/26))
+		said := c.killAt(t, stage, id, texts[current], texts[1-current], &kills)
+		if said.Outcome == "kept" {
+			current = 1 - current
+		}
+		outcomes[stage.name+": "+said.Outcome]++
+		c.stop(t)
+		kills = append(kills, c.stopped)
+	}
+	t.Logf("outcomes: %v", outcomes)
+	c.run(t)
+	c.waitDrained(t)
+	c.stop(t)
+	c.whole(t, kills)
+}
+
+// stage is a moment of a trial, and how to wait for it.
+type stage struct {
+	name string
+	wait func(id string)
+}
+
+func (c *configured) stages(t *testing.T, random *rand.Rand) []stage {
 	there := func(name string) bool { _, err := os.Stat(name); return err == nil }
 	previous := c.config + ".previous"
-	stages := []struct {
-		name string
-		wait func(id string)
-	}{
+	return []stage{
 		{"at once", func(string) { pause(t, time.Duration(random.IntN(20))*time.Millisecond) }},
 		{"as the folder is tried", func(string) { moment(t, func() bool { return there(c.config+".tmp") || there(previous) }) }},
 		{"before the switch", func(id string) {
@@ -217,42 +247,29 @@ func TestConfigurationTrialKilled(t *testing.T) {
 		{"after it was replaced", func(string) { c.changes(t, c.config) }},
 		{"about then", func(string) { pause(t, 2200*time.Millisecond+time.Duration(random.IntN(700))*time.Millisecond) }},
 	}
-	outcomes := map[string]int{}
-	var kills []time.Time
-	current := 0
-	for n := range number(t, "E2E_CONFIG_KILLS", 2*len(stages)) {
-		stage := stages[n%len(stages)]
-		c.run(t)
-		c.waitUp(t)
-		_, _ = os.Remove(previous), os.Remove(c.config+".tmp") // what appears is of this one
-		id, old, next := "k"+string(rune('a'+n%26))+string(rune('a'+n/26)), texts[current], texts[1-current]
-		c.switches = append(c.switches, time.Now())
-		c.send(t, id, map[string]any{"toml": next, "confirm_within": "45s"})
-		stage.wait(id)
-		kills = append(kills, time.Now())
-		c.agent.kill()
-		c.run(t)
-		said := c.afterwards(t, id)
-		c.switches = append(c.switches, said.At)
-		switch text := readFile(t, c.config); {
-		case text == next && said.Outcome == "kept":
-			current = 1 - current
-		case text == old && (said.Outcome == "returned" && said.Reason == "crash" || said.Outcome == ""):
-		default:
-			t.Errorf("killed %s: the file is new: %v, old: %v; the cloud was told %+v", stage.name, text == next, text == old, said)
-		}
-		if said.Outcome == "kept" {
-			waitFor(t, "the one that was kept to run", func() bool { return field(c.status(t), "config", "sha256") == said.SHA256 })
-		}
-		outcomes[stage.name+": "+said.Outcome]++
-		c.stop(t)
-		kills = append(kills, c.stopped)
-	}
-	t.Logf("outcomes: %v", outcomes)
+}
+
+// killAt kills the agent at a stage of a trial of next, and checks what is there when it has started
+// again.
+func (c *configured) killAt(t *testing.T, at stage, id, old, next string, kills *[]time.Time) becoming {
+	t.Helper()
+	_, _ = os.Remove(c.config+".previous"), os.Remove(c.config+".tmp") // what appears is of this one
+	c.switches = append(c.switches, time.Now())
+	c.send(t, id, map[string]any{"toml": next, "confirm_within": "45s"})
+	at.wait(id)
+	*kills = append(*kills, time.Now())
+	c.agent.kill()
 	c.run(t)
-	c.waitDrained(t)
-	c.stop(t)
-	c.whole(t, kills)
+	said := c.afterwards(t, id)
+	c.switches = append(c.switches, said.At)
+	switch text := readFile(t, c.config); {
+	case text == next && said.Outcome == "kept":
+		waitFor(t, "the one that was kept to run", func() bool { return field(c.status(t), "config", "sha256") == said.SHA256 })
+	case text == old && (said.Outcome == "returned" && said.Reason == "crash" || said.Outcome == ""):
+	default:
+		t.Errorf("killed %s: the file is new: %v, old: %v; the cloud was told %+v", at.name, text == next, text == old, said)
+	}
+	return said
 }
 
 // afterwards is what the cloud is told of id: its outcome, or none where the agent was killed before
