@@ -332,6 +332,8 @@ func pageKeyboard(t *testing.T, b *tab) {
 	b.wait(t, "the last point", `document.activeElement===[...document.querySelectorAll(".point")].pop()`)
 	b.do(t, chromedp.KeyEvent("/"))
 	b.wait(t, "the search", jsActive+`==="filter"`)
+	b.do(t, chromedp.KeyEvent(kb.Escape))
+	b.wait(t, "the search empty", `[...document.querySelectorAll(".row")].filter(e=>e.offsetParent).length===14`)
 }
 
 // pageScreens looks at it on small and large screens, in both themes and both directions.

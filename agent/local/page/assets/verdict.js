@@ -38,7 +38,7 @@ const problems=(d)=>{
   if(o.dropped>0)add('outbox','warn',plural(o.dropped,'entry was','entries were')+' lost','The outbox was full. The ranges are listed in: ferrule status --json');
   lineProblems(add,d);
   const c=obj(d.clock);
-  if(c.trusted===false)add('update','warn','The clock is not synchronised','Readings are marked as unsynced.');
+  if(c.trusted===false)add('update','warn','The clock is not synchronised','Readings are marked as unsynced.','Let the gateway reach a time server (NTP).');
   if(id.clock_note)add('identity','warn','The clocks disagree',id.clock_note);
   const z=obj(d.authorize);
   if(z.problem)add('commands','warn','Single use of authorisations is not certain',z.problem);
