@@ -149,7 +149,7 @@ func seeds(f *testing.F) {
 	f.Add("rs485-1", "meter-a", "voltage", "text", "timeout", 230.1, int64(-5), int64(1795233600125), uint8(2))
 	f.Add("\xff", "a/b", "\"", "\\\n\x00\u2028", "\x1b", math.Inf(1), int64(math.MinInt64), int64(-1), uint8(1))
 	f.Add("", "", ":seq", "::", "", math.MaxFloat64, int64(math.MaxInt64), int64(0), uint8(60))
-	f.Add("Ferrule/", "é", "Ferrule/Seq", strings.Repeat("x", 300), strings.Repeat("y", 3000), -0.0, int64(0), int64(999), uint8(3))
+	f.Add("Ferrule/", "é", "Ferrule/Seq", strings.Repeat("x", 300), strings.Repeat("y", 3000), math.Copysign(0, -1), int64(0), int64(999), uint8(3))
 }
 
 // Whatever a unit says, what comes out is CBOR that reads back as it, alone, joined and compressed.

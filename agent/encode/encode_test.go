@@ -180,3 +180,41 @@ func FuzzEntry(f *testing.F) {
 		}
 	})
 }
+
+// However many entries of whatever are joined and compressed, they split again.
+func FuzzJoin(f *testing.F) {
+	f.Add("meter-a", "text", uint16(60), true)
+	f.Add("\xff", "],[\"{}", uint16(3), false)
+	f.Fuzz(func(t *testing.T, unit, text string, n uint16, compress bool) {
+		changes := []func(*encode.Config){largest(256 << 10)}
+		if compress {
+			changes = append(changes, compressed)
+		}
+		e := encoder(t, encode.JSON, changes...)
+		var topic string
+		var entries [][]byte
+		for i := range int(n)%300 + 1 {
+			var entry []byte
+			topic, entry = e.Entry(nil, uint64(i+1), hw.Poll{Line: "l", Unit: unit, Time: at, Readings: []hw.Reading{{Point: text, Value: point.String(text)}}}, false)
+			entries = append(entries, entry)
+		}
+		payload := e.Join([]byte("kept"), topic, entries)
+		for len(payload) == 4 {
+			entries = entries[:len(entries)/2]
+			payload = e.Join([]byte("kept"), topic, entries)
+		}
+		plain := unpacked(t, payload[4:])
+		if len(entries) == 1 {
+			plain = append(append([]byte("["), plain...), ']')
+		}
+		var all []json.RawMessage
+		if err := json.Unmarshal(plain, &all); err != nil || len(all) != len(entries) {
+			t.Fatalf("%d of %d: %v", len(all), len(entries), err)
+		}
+		for i := range all {
+			if string(all[i]) != string(entries[i]) {
+				t.Fatalf("%s, want %s", all[i], entries[i])
+			}
+		}
+	})
+}

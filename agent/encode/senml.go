@@ -28,10 +28,10 @@ const (
 
 // The labels of SenML in CBOR (RFC 8428, 6): the heads of their integers.
 const (
-	senMLBaseVersion = cborNint | 0 // -1
+	senMLBaseVersion = cborNint     // -1
 	senMLBaseName    = cborNint | 1 // -2
 	senMLBaseTime    = cborNint | 2 // -3
-	senMLName        = cborUint | 0
+	senMLName        = cborUint
 	senMLUnits       = cborUint | 1
 	senMLValue       = cborUint | 2
 	senMLString      = cborUint | 3

@@ -24,11 +24,12 @@ const (
 	ownUnsynced = own + "Unsynced"
 )
 
-// What is kept of devices is bounded: streaming lines name units after what they hear. Beyond, all is
-// forgotten and born again.
+// What is kept of devices is bounded: streaming lines name units, and some points, after what they
+// hear. Beyond, all is forgotten and born again. A metric takes about 250 bytes.
 const (
-	maxDevices = 1024
-	maxMetrics = 16384
+	maxDevices       = 1024
+	maxMetrics       = 32768
+	maxDeviceMetrics = 2048
 )
 
 // Message is one PUBLISH.
@@ -163,13 +164,15 @@ func (n *Node) Entry(dst []byte, topic string, seq uint64, p hw.Poll, unsynced b
 
 // device returns what is known of a device.
 func (n *Node) device(topic string) *device {
-	if d, ok := n.devices[topic]; ok {
+	d, ok := n.devices[topic]
+	if !ok && len(n.devices) >= maxDevices || ok && len(d.order) >= maxDeviceMetrics || n.known >= maxMetrics {
+		n.forget()
+		ok = false
+	}
+	if ok {
 		return d
 	}
-	if len(n.devices) >= maxDevices || n.known >= maxMetrics {
-		n.forget()
-	}
-	d := &device{metrics: make(map[string]*metric)}
+	d = &device{metrics: make(map[string]*metric)}
 	d.birth = strings.Replace(topic, "/DDATA/", "/DBIRTH/", 1)
 	for i := range d.aliases {
 		n.aliases++

@@ -334,6 +334,25 @@ func TestDevicesAreForgotten(t *testing.T) {
 	}
 }
 
+// Nor does a talker that never calls its points the same.
+func TestMetricsAreForgotten(t *testing.T) {
+	w := newWorld(t)
+	w.connect()
+	const entries, each = 60, 100
+	for i := range entries {
+		var readings []hw.Reading
+		for j := range each {
+			readings = append(readings, hw.Reading{Point: fmt.Sprint("p", i, ".", j), Value: number(1)})
+		}
+		w.poll("m", readings...)
+		w.run(1+i%2, true)
+	}
+	w.run(len(w.outbox), true)
+	if len(w.node.found) == 0 || w.node.known > maxDeviceMetrics+each || len(w.host.seen) != entries*(each+1) {
+		t.Errorf("%d metrics; %d readings came", w.node.known, len(w.host.seen))
+	}
+}
+
 // What was stored by a node that is configured no more still says what it is.
 func TestOrphans(t *testing.T) {
 	w := newWorld(t)

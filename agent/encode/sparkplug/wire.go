@@ -16,30 +16,38 @@ const (
 	typeDateTime = 13
 )
 
-// The fields of Payload, Metric, PropertySet and PropertyValue in sparkplug_b.proto, as protobuf writes
-// their tags: number << 3 | wire type.
+// The wire types of protobuf.
 const (
-	payloadTimestamp = 1<<3 | 0
-	payloadMetric    = 2<<3 | 2
-	payloadSeq       = 3<<3 | 0
+	varint  = 0
+	fixed64 = 1
+	sized   = 2
+	fixed32 = 5
+)
 
-	metricName       = 1<<3 | 2
-	metricAlias      = 2<<3 | 0
-	metricTimestamp  = 3<<3 | 0
-	metricDatatype   = 4<<3 | 0
-	metricHistorical = 5<<3 | 0
-	metricNull       = 7<<3 | 0
-	metricProperties = 9<<3 | 2
-	metricLong       = 11<<3 | 0
-	metricDouble     = 13<<3 | 1
-	metricBoolean    = 14<<3 | 0
-	metricString     = 15<<3 | 2
+// The fields of Payload, Metric, PropertySet and PropertyValue in sparkplug_b.proto, as protobuf writes
+// their tags: the number and, in the lowest three bits, the wire type.
+const (
+	payloadTimestamp = 1<<3 + varint
+	payloadMetric    = 2<<3 + sized
+	payloadSeq       = 3<<3 + varint
 
-	propertyKeys   = 1<<3 | 2
-	propertyValues = 2<<3 | 2
-	propertyType   = 1<<3 | 0
-	propertyInt    = 3<<3 | 0
-	propertyString = 8<<3 | 2
+	metricName       = 1<<3 + sized
+	metricAlias      = 2<<3 + varint
+	metricTimestamp  = 3<<3 + varint
+	metricDatatype   = 4<<3 + varint
+	metricHistorical = 5<<3 + varint
+	metricNull       = 7<<3 + varint
+	metricProperties = 9<<3 + sized
+	metricLong       = 11<<3 + varint
+	metricDouble     = 13<<3 + fixed64
+	metricBoolean    = 14<<3 + varint
+	metricString     = 15<<3 + sized
+
+	propertyKeys   = 1<<3 + sized
+	propertyValues = 2<<3 + sized
+	propertyType   = 1<<3 + varint
+	propertyInt    = 3<<3 + varint
+	propertyString = 8<<3 + sized
 )
 
 // The qualities of a metric (3.0, 6.4.13).
@@ -143,15 +151,15 @@ func (f *fields) next() bool {
 	f.rest = f.rest[size:]
 	f.tag, f.value, f.n = tag, nil, 0
 	switch tag & 7 {
-	case 0:
+	case varint:
 		if f.n, size = binary.Uvarint(f.rest); size <= 0 {
 			return false
 		}
 		f.rest = f.rest[size:]
 		return true
-	case 1:
+	case fixed64:
 		return f.skip(8)
-	case 2:
+	case sized:
 		n, size := binary.Uvarint(f.rest)
 		if size <= 0 || n > uint64(len(f.rest)-size) {
 			return false
@@ -159,7 +167,7 @@ func (f *fields) next() bool {
 		f.rest = f.rest[size:]
 		f.value = f.rest[:n]
 		return f.skip(int(n))
-	case 5:
+	case fixed32:
 		return f.skip(4)
 	}
 	return false // groups: no Sparkplug payload has any
