@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"time"
@@ -113,8 +114,14 @@ func (l *lane) expire(n int, now moment) (found bool) {
 		l.leave(e)
 		l.noteExpired(&e)
 	}
+	for i := l.flight; i < l.front.n && len(gone) > l.front.n-l.flight; i++ {
+		l.front.at(i).detach()
+	}
 	return true
 }
+
+// detach gives a survivor memory of its own: else it keeps that of many that are gone.
+func (e *entry) detach() { e.payload = bytes.Clone(e.payload) }
 
 // noteExpired counts a stale entry and names its number.
 func (c *common) noteExpired(e *entry) {

@@ -34,7 +34,6 @@ type common struct {
 	seq     uint64 // given last
 	id      uint64 // given last
 	handed  uint64 // id handed out last since Rewind
-	spare   []byte // room for payloads
 	waits   waits
 	dropped lost
 	expired lost
@@ -69,6 +68,7 @@ type lane struct {
 	readMu gate
 	reader reader
 
+	spare    []byte // room for payloads; of this lane alone, or a few that stay would keep many in memory
 	front    queue
 	flight   int // how many of front, from its start, are handed out
 	waiting  int // how many of front, from its end, are not on disk
@@ -167,9 +167,9 @@ func (l *lane) append(ctx context.Context, line string, p *policy, encode func(d
 
 // encode has the payload written into spare. Its bytes are never used again, not even for an entry
 // that is refused: whoever encoded it may have shown it to others.
-func (c *common) encode(encode func(dst []byte, seq uint64) (string, []byte)) (topic string, payload []byte) {
-	dst := c.spare[len(c.spare):]
-	topic, payload = encode(dst, c.seq)
+func (l *lane) encode(encode func(dst []byte, seq uint64) (string, []byte)) (topic string, payload []byte) {
+	dst := l.spare[len(l.spare):]
+	topic, payload = encode(dst, l.seq)
 	n := len(payload)
 	if n == 0 {
 		return topic, nil
@@ -179,12 +179,12 @@ func (c *common) encode(encode func(dst []byte, seq uint64) (string, []byte)) (t
 			return topic, append(make([]byte, 0, n), payload...)
 		}
 		if n > cap(dst) {
-			c.spare = make([]byte, 0, arena)
-			dst = c.spare
+			l.spare = make([]byte, 0, arena)
+			dst = l.spare
 		}
 		payload = append(dst, payload...)
 	}
-	c.spare = c.spare[:len(c.spare)+n]
+	l.spare = l.spare[:len(l.spare)+n]
 	return topic, payload[:n:n]
 }
 

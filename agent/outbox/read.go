@@ -139,6 +139,7 @@ func (l *lane) takeIn(s *segment, entries []entry) {
 	if l.aging {
 		now = l.moment()
 	}
+	gone := 0
 	for _, e := range entries {
 		if s.read == s.records { // more than was counted
 			s.records++
@@ -148,11 +149,15 @@ func (l *lane) takeIn(s *segment, entries []entry) {
 		l.unread--
 		if e.policy = l.policies[e.line]; l.stale(&e, now) {
 			l.noteExpired(&e)
+			gone++
 			continue
 		}
 		s.loaded++
 		e.seg = s
 		l.front.push(e)
+	}
+	for i := l.front.n - len(entries) + gone; i < l.front.n && 2*gone > len(entries); i++ {
+		l.front.at(i).detach()
 	}
 }
 
