@@ -67,6 +67,12 @@ func Open(o Options) (k *Keeper, changed bool) {
 	case s.Trial == nil:
 		return k, false
 	case s.Keeping:
+		// The process that decided may have been killed before its decision was durable.
+		err := o.FS.SyncDir(filepath.Dir(o.Record))
+		if text, _ := k.file(); err != nil && Digest(text) != s.Trial.SHA256 {
+			k.end(Returned, NotStored, err.Error(), nil)
+			return k, false
+		}
 		return k, k.finish().Outcome == Kept
 	}
 	reason, detail := Crash, "the agent died, or was killed, while it tried the configuration"

@@ -232,6 +232,50 @@ func mended(t testing.TB, d *disktest.Disk) Result {
 	return result
 }
 
+// killed is thrown where a process is killed.
+type killed struct{}
+
+// The process is killed at each operation in turn, the next one mends it, and then the power goes: what
+// the first had written and not synced is what the second must not believe.
+func TestKilledThenPowerCut(t *testing.T) {
+	states := 0
+	for n := 1; ; n++ {
+		d := newDisk(t)
+		done := func() (done bool) {
+			defer func() { done = recover() == nil }()
+			count := 0
+			d.Fail(func(disktest.Op) error {
+				if count++; count == n {
+					panic(killed{})
+				}
+				return nil
+			})
+			k, _ := Open(options(d, "m1"))
+			_ = begin(k)
+			k.Keep(Answered, nil)
+			return true
+		}()
+		d.Fail(nil)
+		if done {
+			break
+		}
+		k, _ := Open(options(d, "m1"))
+		_, last := k.Status()
+		if kept := last != nil && last.Outcome == Kept; kept != (content(t, d, file) == newText) {
+			t.Errorf("killed at operation %d: %+v, the file holds %q", n, last, content(t, d, file))
+		}
+		for cut, state := range d.CrashStates() {
+			states++
+			k, _ := Open(options(state, "m2"))
+			on, last := k.Status()
+			if kept := last != nil && last.Outcome == Kept; on != nil || kept != (content(t, state, file) == newText) {
+				t.Errorf("killed at operation %d, mended, power cut %s: %+v, the file holds %q", n, cut, last, content(t, state, file))
+			}
+		}
+	}
+	t.Logf("%d disk states", states)
+}
+
 // A folder that cannot be written is found out before anything begins.
 func TestReadOnlyFolder(t *testing.T) {
 	for _, cause := range []error{syscall.EROFS, syscall.EACCES, syscall.ENOSPC} {
