@@ -83,3 +83,11 @@ func roughly(d time.Duration) string {
 	}
 	return d.Round(time.Second).String()
 }
+
+// short is how long something took, to a tenth of a millisecond where it was quick.
+func short(d time.Duration) time.Duration {
+	if d < 100*time.Millisecond {
+		return d.Round(100 * time.Microsecond)
+	}
+	return d.Round(time.Millisecond)
+}

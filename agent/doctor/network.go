@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -142,7 +143,11 @@ func (w *way) observer() *dial.Observer {
 // would show neither certificate.
 func (w *way) openHandshake(config *tls.Config) {
 	w.keys.Forget()
-	config.KeyLogWriter = w.keys
+	if config.KeyLogWriter != nil { // a build made for it
+		config.KeyLogWriter = io.MultiWriter(w.keys, config.KeyLogWriter)
+	} else {
+		config.KeyLogWriter = w.keys
+	}
 	config.ClientSessionCache = nil
 	w.facts.Judged = time.Now()
 	if config.Time != nil {
@@ -161,6 +166,9 @@ func stageLayers() map[cause.Stage]Layer {
 func (w *way) failure(err error) cause.Failure {
 	if err == nil {
 		return cause.Failure{}
+	}
+	if at, ok := errors.AsType[*cause.AtProxy](err); ok {
+		w.facts.Proxy = at.Proxy
 	}
 	stage := cause.StageDNS
 	if e, ok := errors.AsType[*cause.StageError](err); ok {

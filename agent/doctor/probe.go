@@ -162,7 +162,7 @@ func (w *way) describeDNS(r *Result) {
 			server = f.servers[len(f.servers)-1]
 			w.facts.NameServers = append(w.facts.NameServers, server)
 		}
-		took := f.took.Round(time.Millisecond)
+		took := short(f.took)
 		dns, notFound := errors.AsType[*net.DNSError](f.err)
 		switch {
 		case f.err == nil:
@@ -197,7 +197,7 @@ func (w *way) describeTCP(r *Result) {
 
 // words says what became of an address, and the repair.
 func (a addressAnswer) words() (text, repair string) {
-	took := a.took.Round(time.Millisecond)
+	took := short(a.took)
 	switch {
 	case a.err == nil:
 		return fmt.Sprintf("connected in %s", took), ""

@@ -31,7 +31,7 @@ func (w *way) speak(ctx context.Context, conn *dial.Conn) cause.Failure {
 	if err != nil {
 		return cause.Classify(cause.StageConnack, conn.Explain(err))
 	}
-	w.saw(MQTT, took, fmt.Sprintf("CONNECT as %q was answered in %s", w.o.doctorID(), took.Round(time.Millisecond)))
+	w.saw(MQTT, took, fmt.Sprintf("CONNECT as %q was answered in %s", w.o.doctorID(), short(took)))
 	if failure := w.subscribe(ctx, t); failure.Cause != "" {
 		return failure
 	}
@@ -90,7 +90,7 @@ func (w *way) otherID(ctx context.Context, refusal error) cause.Failure {
 		own.Text += fmt.Sprintf("; so it was answered to %q and to %q", w.o.doctorID(), w.o.ClientID)
 		return own
 	}
-	w.saw(MQTT, took, fmt.Sprintf("CONNECT as %q was answered in %s", w.o.ClientID, took.Round(time.Millisecond)))
+	w.saw(MQTT, took, fmt.Sprintf("CONNECT as %q was answered in %s", w.o.ClientID, short(took)))
 	w.saw(MQTT, took, fmt.Sprintf("the broker refused the client id %q: it takes none but the device's own", w.o.doctorID()))
 	if w.o.Filter != "" {
 		w.unneeded(Subscription, "not tried: it would change what the broker keeps for the device's own client id")
@@ -123,7 +123,7 @@ func (w *way) subscribe(ctx context.Context, t *talk) cause.Failure {
 	if err != nil {
 		return cause.Classify(cause.StageSuback, err)
 	}
-	w.saw(Subscription, took, fmt.Sprintf("SUBSCRIBE to %s was answered in %s", w.o.Filter, took.Round(time.Millisecond)))
+	w.saw(Subscription, took, fmt.Sprintf("SUBSCRIBE to %s was answered in %s", w.o.Filter, short(took)))
 	if qos == 0 {
 		r := w.results[Subscription]
 		r.Warn("the broker grants commands at QoS 0 only: one that is sent while the link is down is lost", "allow QoS 1 on the broker")
@@ -141,7 +141,7 @@ func (w *way) publish(ctx context.Context, t *talk) cause.Failure {
 	took, err := t.publish(ctx, w.o.Probe, w.o.Timeouts.Puback)
 	switch {
 	case err == nil:
-		w.saw(RoundTrip, took, fmt.Sprintf("a message on %s was acknowledged in %s", w.o.Probe, took.Round(time.Millisecond)))
+		w.saw(RoundTrip, took, fmt.Sprintf("a message on %s was acknowledged in %s", w.o.Probe, short(took)))
 		return cause.Failure{}
 	case errors.Is(err, cause.ErrStalled):
 		return cause.Classify(cause.StageUp, fmt.Errorf("%w: %w", cause.ErrNoAck, err))
