@@ -22,8 +22,8 @@ type Config struct {
 	// What clients without a certificate may do where client_auth is none or optional: none or viewer.
 	Anonymous role.Role `toml:"anonymous"`
 	// Whether a client that offers HTTP/1.1 alone is asked for a certificate too. Browsers open
-	// WebSockets in that way, and give up when they are asked; so by default it is not asked, and
-	// needs a ticket.
+	// WebSockets in that way, and give up when they are asked before they have chosen a certificate
+	// for this address; so by default it is not asked, and needs a ticket.
 	AskWebSocket bool `toml:"ask_websocket"`
 	// PEM file of the CA of the clients' certificates. A role may name one of its own.
 	Roots string `toml:"roots"`
@@ -121,10 +121,8 @@ func (c Config) Advice() []string {
 func (c Config) adviceOnBrowsers() (all []string) {
 	switch {
 	case c.ClientAuth == AuthNone:
-	case c.AskWebSocket && c.ClientAuth == AuthOptional:
-		all = append(all, "local.ask_websocket with client_auth optional: browsers cancel a WebSocket whose server asks for a certificate, even if it would do without one.")
 	case c.AskWebSocket:
-		all = append(all, "local.ask_websocket: browsers cannot open /ws, since they cancel a WebSocket whose server asks for a certificate.")
+		all = append(all, "local.ask_websocket: a browser that has not loaded a page from this address before cancels a WebSocket whose server asks for a certificate, even if client_auth is optional.")
 	default:
 		all = append(all, "Clients that offer HTTP/1.1 alone are not asked for a certificate, because browsers open WebSockets in that way and cancel those that ask; they need a ticket for /ws. A program with a certificate offers h2 too, or no ALPN at all; or set local.ask_websocket = true.")
 	}

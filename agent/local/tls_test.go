@@ -585,8 +585,7 @@ func TestConfigurationOfTheListener(t *testing.T) {
 	for want, change := range map[string]func(*local.Config){
 		"refuses everybody":         func(c *local.Config) { c.ClientAuth = local.AuthNone },
 		"browsers open WebSockets":  func(*local.Config) {},
-		"browsers cannot open /ws":  func(c *local.Config) { c.AskWebSocket = true },
-		"even if it would do":       func(c *local.Config) { c.AskWebSocket, c.ClientAuth = true, local.AuthOptional },
+		"cancels a WebSocket":       func(c *local.Config) { c.AskWebSocket = true },
 		"every certificate":         func(*local.Config) {},
 		"has no effect":             func(c *local.Config) { c.Anonymous = role.Viewer },
 		"shows no certificate sees": func(c *local.Config) { c.Anonymous, c.ClientAuth = role.Viewer, local.AuthOptional },

@@ -109,7 +109,13 @@ type listening struct {
 // the agent.
 func newListening(t *testing.T, local string, under ...string) *listening {
 	t.Helper()
-	g := &listening{site: newSite(t, quietLine), people: newPeople(t, "people")}
+	return newPeople(t, "people").gateway(t, local, under...)
+}
+
+// gateway is newListening for people who are there already.
+func (p *people) gateway(t *testing.T, local string, under ...string) *listening {
+	t.Helper()
+	g := &listening{site: newSite(t, quietLine), people: p}
 	g.address = net.JoinHostPort("127.0.0.1", freePort(t))
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: g.people.certificate.Raw})
 	roots := g.file(t, "people.pem", string(text))
