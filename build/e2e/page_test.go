@@ -258,6 +258,9 @@ func pageContents(t *testing.T, b *tab) {
 			}
 		}
 	}
+	if order := evaluate[[]string](t, b, `[...document.querySelectorAll(".unit h3")].map(e=>e.textContent)`); strings.Join(order, " ") != "meter-a meter-b" {
+		t.Errorf("the units come as %q; the configuration has another order", order)
+	}
 	if title := evaluate[string](t, b, "document.title"); title != "✓ "+siteDevice && title != "! "+siteDevice {
 		t.Errorf("the tab is called %q", title)
 	}
@@ -486,7 +489,8 @@ func TestStatusPageInACrowd(t *testing.T) {
 	b := openTab(t)
 	b.show(t, 1440, 900, "dark")
 	b.do(t, chromedp.Navigate(link))
-	b.wait(t, "all points", `document.querySelectorAll(".point").length>=200`)
+	b.wait(t, "all points", `document.querySelectorAll(".point").length>200`)
+	b.wait(t, "the status", jsAllWell+`&&document.querySelectorAll("#line-list .unit-line").length===50`)
 	b.wait(t, "values on the screen", `document.querySelector(".point .value").textContent!=="…"`)
 	b.do(t, chromedp.Evaluate[chromedp.Void](`window.shifts=[];window.frames_=0;new PerformanceObserver(l=>{for(const e of l.getEntries())shifts.push(e.value)}).observe({type:"layout-shift"});`+
 		`(function f(){window.frames_++;requestAnimationFrame(f)})()`))

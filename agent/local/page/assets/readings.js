@@ -187,7 +187,14 @@ const statusUnits=(doc)=>{
       [u.state,u.word]=unitState(s.state);
       if(l.state&&l.state!=='up'&&l.state!=='opening'){u.state='bad';u.word='line down'}
     }
+    order(R.lines.get(l.name).grid,arr(l.units).map(s=>s&&R.lines.get(l.name).units.get(s.name)));
   }
+  order($('#units'),arr(doc.lines).map(l=>l&&R.lines.get(l.name)));
+};
+// order puts what readings brought first where the configuration has it.
+const order=(box,things)=>{
+  let at=box.firstElementChild;
+  for(const t of things)if(t){if(t.box===at)at=at.nextElementSibling;else box.insertBefore(t.box,at)}
 };
 const unitState=(s)=>s==='ok'?['ok','']:s==='missed'?['warn','missed a poll']:s==='degraded'?['bad','silent']:['wait',''];
 
