@@ -123,7 +123,6 @@ var rooms = map[string]arrows{
 	"agent/command/journal": {},
 	"agent/local": {
 		"agent/local/listener": "lets clients in over TLS",
-		"agent/local/page":     "shows the status in a browser",
 		"agent/local/role":     "says what each may do",
 	},
 	"agent/local/listener": {},
