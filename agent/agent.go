@@ -182,31 +182,41 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 	if err = a.openOutbox(fsys); err != nil {
 		return fmt.Errorf("opening the outbox: %w", err)
 	}
-	device := a.identity.Device()
-	if a.encoder, err = encode.New(c.Encode, c.Session.Topics.Readings, device, a.outbox.Boot()); err != nil {
+	if a.encoder, err = encode.New(c.Encode, c.Session.Topics.Readings, a.identity.Device(), a.outbox.Boot()); err != nil {
 		return err
 	}
-	for _, line := range c.Lines {
+	if err = a.openLines(); err != nil {
+		return err
+	}
+	if err = a.openCommands(fsys); err != nil {
+		return err
+	}
+	a.openLocal()
+	return a.openSession()
+}
+
+func (a *agent) openLines() error {
+	for _, line := range a.config.Lines {
 		l, err := hw.New(line, a.take, a.log)
 		if err != nil {
 			return err
 		}
 		a.lines = append(a.lines, l)
 	}
-	if err := a.openCommands(fsys); err != nil {
-		return err
-	}
-	a.local = local.New(c.Local, local.Backend{
+	return nil
+}
+
+func (a *agent) openLocal() {
+	a.local = local.New(a.config.Local, local.Backend{
 		Status:  func() any { return a.status() },
 		Metrics: func(w io.Writer) { writeMetrics(w, a.status()) },
 		Command: func(ctx context.Context, _ local.Caller, name string, args json.RawMessage) (any, error) {
 			return a.commands.Local(ctx, name, args)
 		},
 		Page:     page.Handler(),
-		StateDir: c.StateDir,
+		StateDir: a.config.StateDir,
 		Now:      a.clock.Now,
 	}, a.log)
-	return a.openSession()
 }
 
 func (a *agent) openSession() (err error) {
