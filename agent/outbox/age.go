@@ -114,7 +114,7 @@ func (l *lane) expire(n int, now moment) (found bool) {
 		l.leave(e)
 		l.noteExpired(&e)
 	}
-	for i := l.flight; i < l.front.n && len(gone) > l.front.n-l.flight; i++ {
+	for i := l.flight; i < l.front.n && 4*len(gone) > l.front.n-l.flight; i++ {
 		l.front.at(i).detach()
 	}
 	return true

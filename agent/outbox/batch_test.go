@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -188,13 +189,13 @@ func TestSeveralWait(t *testing.T) {
 // seen by the clock that it asks.
 func TestABatchWakesSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		looks := 0
-		appending := false
+		var looks atomic.Int64
+		var appending atomic.Bool
 		lanes, err := outbox.OpenLanes(outbox.Options{
 			FS: newDisk(t), Dir: dir, Config: outbox.Default(), Log: quiet,
 			Now: func() (time.Time, bool) {
-				if !appending {
-					looks++
+				if !appending.Load() {
+					looks.Add(1)
 				}
 				return time.Now(), true
 			},
@@ -204,21 +205,21 @@ func TestABatchWakesSeldom(t *testing.T) {
 		}
 		o := &box{lanes}
 		got := ask(t.Context(), o, outbox.Want{Entries: 5000, Bytes: 1 << 20, MaxAge: time.Minute, BatchBytes: 1 << 20})
-		looks = 0
+		looks.Store(0)
 		for range 1000 {
-			appending = true
+			appending.Store(true)
 			if err := o.Append(t.Context(), "rs485-1", encodeSeq); err != nil {
 				t.Fatal(err)
 			}
-			appending = false
+			appending.Store(false)
 			synctest.Wait()
 			time.Sleep(10 * time.Millisecond)
 		}
 		if a := <-got; a.err != nil || len(a.run) != 1000 {
 			t.Errorf("%d entries, %v", len(a.run), a.err)
 		}
-		if looks > 4 {
-			t.Errorf("it looked %d times", looks)
+		if looks.Load() > 4 {
+			t.Errorf("it looked %d times", looks.Load())
 		}
 		closeBox(t, o)
 	})

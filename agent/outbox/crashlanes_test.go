@@ -152,7 +152,7 @@ var laneStories = map[string]func(s *story){
 	},
 	"failed syncs": func(s *story) {
 		s.next(true, alarms)
-		for i := range 45 {
+		for i := range 30 {
 			fail := i%3 == 1
 			s.d.Fail(func(op disktest.Op) error {
 				if fail && (op.Kind == disktest.Sync || i%2 == 0 && op.Kind == disktest.SyncDir) {
@@ -167,7 +167,7 @@ var laneStories = map[string]func(s *story){
 			s.sync()
 			s.take(4)
 			s.ack(3)
-			if s.d.Fail(nil); i%15 == 14 {
+			if s.d.Fail(nil); i%10 == 9 {
 				s.next(true, alarms)
 			}
 		}

@@ -120,6 +120,7 @@ func TestSurvivorsTakeTheirOwnMemoryOnly(t *testing.T) {
 			}
 			o := &box{lanes}
 			const n = 40_000
+			before := heapBytes()
 			for i := range n {
 				name := "brief"
 				if i%80 == 0 {
@@ -134,12 +135,11 @@ func TestSurvivorsTakeTheirOwnMemoryOnly(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			before := heapBytes()
-			run, err := o.Next(t.Context(), n, 1<<20)
+			run, err := o.Next(t.Context(), n/80+1, 1<<20)
 			if err != nil || len(run) != n/80 || o.Status().Expired != n-n/80 {
-				t.Fatalf("%d entries, %v, %+v", len(run), err, o.Status())
+				t.Fatalf("%d entries, %v, %d expired", len(run), err, o.Status().Expired)
 			}
-			if grown := heapBytes() - before; grown > 1<<20 {
+			if grown := heapBytes() - before; grown > 2<<20 {
 				t.Errorf("%d survivors keep %d bytes", len(run), grown)
 			}
 			runtime.KeepAlive(run)

@@ -89,7 +89,9 @@ func (l *lane) inspect(s *segment) (boot uint64) {
 	if s.size > footerSize {
 		r := record.NewReader(f, s.size-footerSize, s.size, s.seed(), footerSize-record.HeaderSize)
 		if rec, err := r.Next(); err == nil && rec.Damaged == 0 {
-			s.records = parseFooter(rec.Payload)
+			if n := parseFooter(rec.Payload); n > 0 {
+				s.records = n // none at all is not believed unread
+			}
 		}
 	}
 	return boot
