@@ -30,7 +30,7 @@ type resetMark struct {
 
 // DefaultState is what the agent's parts keep in the state directory beside the identity.
 func DefaultState() []string {
-	return []string{"outbox", "journal", "authorizations", "audit", "roots", "revocation", "time"}
+	return []string{"outbox", "journal", "authorizations", "audit", "roots", "revocation", "time", "way", "budget", "trial.json", "local-tls.pem"}
 }
 
 // Reset takes the device back to its factory identity: the operational key and certificate, what
