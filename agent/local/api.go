@@ -36,7 +36,7 @@ func (s *Server) routes() []route {
 		page = http.HandlerFunc(notFound)
 	}
 	return []route{
-		{"GET /{$}", role.Viewer, page.ServeHTTP},
+		{"GET /{$}", role.Viewer, uncompressed(page)},
 		{"GET /status", role.Viewer, s.serveStatus},
 		{"GET /readings", role.Viewer, s.serveReadings},
 		{"GET /events", role.Viewer, s.serveEvents},
@@ -71,6 +71,17 @@ func (s *Server) handler() http.Handler {
 		}
 	})
 	return protect(mux)
+}
+
+// uncompressed keeps next from compressing for the network: what is compressed before it is
+// encrypted tells of itself by its length (BREACH), and nobody should have to prove that it does not.
+func uncompressed(next http.Handler) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.TLS != nil {
+			r.Header.Del("Accept-Encoding")
+		}
+		next.ServeHTTP(w, r)
+	}
 }
 
 func notFound(w http.ResponseWriter, _ *http.Request) {

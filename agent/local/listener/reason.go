@@ -124,6 +124,7 @@ var texts = [...]struct{ part, cause, say string }{
 	{"no key exchanges supported", Cipher, "shares no key exchange with us"},
 	{"no ECDHE curve supported", Cipher, "shares no key exchange with us"},
 	{"inappropriate protocol fallback", Version, "fell back to an older TLS version than it could have"},
+	{"doesn't support any of the certificate's signature algorithms", Cipher, "shares no signature algorithm with us"},
 	{"signature algorithm", BadSignature, "signed with an algorithm that was not offered"},
 	{"invalid signature", BadSignature, "did not prove that it holds the certificate's key"},
 	{"failed to parse client certificate", BadCertificate, "sent a certificate that is none"},
