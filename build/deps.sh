@@ -13,6 +13,7 @@ demo=(
 tests=(
   mosquitto         # the foreign broker
   mosquitto-clients # the foreign subscriber
+  tinyproxy         # a proxy between a device and its broker
   socat             # pairs of ptys
   tpm2-tools        # foreign reader and writer of TPM keys
   tpm2-openssl      # openssl over the same TPM
@@ -79,13 +80,14 @@ if ! apt install -y --no-install-recommends "${missing[@]}"; then
   fi
 fi
 
-# The tests start brokers of their own; the one that the package has just started as a service
-# would only occupy port 1883. One that was there before is not ours to stop.
-if [[ " ${missing[*]} " == *" mosquitto "* ]]; then
+# The tests start brokers and proxies of their own; the one that a package has just started as a
+# service would only occupy its port. One that was there before is not ours to stop.
+for service in mosquitto tinyproxy; do
+  [[ " ${missing[*]} " == *" $service "* ]] || continue
   if [ -d /run/systemd/system ]; then
-    "${as_root[@]}" systemctl disable --now --quiet mosquitto.service >/dev/null 2>&1 || true
-  elif [ -x /etc/init.d/mosquitto ]; then
-    "${as_root[@]}" /etc/init.d/mosquitto stop >/dev/null 2>&1 || true
+    "${as_root[@]}" systemctl disable --now --quiet "$service.service" >/dev/null 2>&1 || true
+  elif [ -x "/etc/init.d/$service" ]; then
+    "${as_root[@]}" "/etc/init.d/$service" stop >/dev/null 2>&1 || true
   fi
-fi
+done
 echo "deps: installed ${#missing[@]} Debian packages"

@@ -190,7 +190,7 @@ func closed(stage Stage) finding {
 	case StageTLS:
 		f.text, f.hint = "the broker closed the connection in the handshake", "check that the port is a TLS listener, and the broker's log"
 	case StageProxy:
-		f.side, f.text, f.hint = SideNetwork, "the proxy closed the connection", "the proxy's log has the reason"
+		f.side, f.text, f.hint = SideNetwork, "the proxy closed the connection", "the proxy's log has the reason; check too whether session.proxy is http:// or https://"
 	case StageWebSocket:
 		f.text, f.hint = "the broker closed the connection in the WebSocket handshake", "check that the port takes WebSockets; with TLS 1.3 a broker may refuse the device's certificate in this way: its log has the reason"
 	case StageConnack:

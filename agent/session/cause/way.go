@@ -119,17 +119,15 @@ func proxyAnswered(a *ProxyAnswer) finding {
 	case a.Code == 407 && a.Schemes != "" && !strings.Contains(strings.ToLower(a.Schemes), "basic"):
 		return finding{ProxyAuth, SideNetwork, "the proxy wants a kind of login that is not spoken here",
 			"have the proxy take Basic authentication from this gateway, or let it through by its address"}
-	case a.Code == 407:
+	case a.Code == 407, a.Code == 401: // tinyproxy answers 401 to a wrong password
 		return finding{ProxyAuth, SideDevice, "the proxy does not take the user and password, or there are none",
 			`write them in session.proxy: "http://user:password@proxy.example:3128"`}
-	case a.Code == 502, a.Code == 503, a.Code == 504:
+	case a.Code >= 500: // tinyproxy answers 500 where others answer 502
 		return finding{ProxyNoWay, SideNetwork, "the proxy cannot reach the broker",
 			"check the broker's name and port in session.brokers; the proxy must be able to resolve the name, and its firewall must let it out to that port"}
-	case a.Code >= 300 && a.Code < 500:
-		return finding{ProxyRefused, SideNetwork, "the proxy does not allow the connection to the broker",
-			"have the broker's name and port allowed at the proxy; many let only port 443 out, so use the broker's port 443 if it has one"}
 	}
-	return finding{ProxyRefused, SideNetwork, "the proxy refused", "the proxy's log has the reason"}
+	return finding{ProxyRefused, SideNetwork, "the proxy does not allow the connection to the broker",
+		"have the broker's name and port allowed at the proxy; many let only port 443 out, so use the broker's port 443 if it has one"}
 }
 
 // webAnswered names what a web server says instead of speaking WebSocket.

@@ -22,7 +22,8 @@ type Config struct {
 	InspectionRoots string `toml:"inspection_roots"`
 	// Key exchange that withstands quantum computers: auto offers it first, and for a day leaves
 	// it out at a broker where two handshakes in a row got no answer to it; required refuses
-	// brokers without it; never leaves it out.
+	// brokers without it; never leaves it out. Where it is left out no TLS session is resumed,
+	// so that the first message of a handshake fits into one packet.
 	PostQuantum string `toml:"post_quantum"`
 }
 

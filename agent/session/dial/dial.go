@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"ferrule/agent/identity"
@@ -109,7 +110,37 @@ type Conn struct {
 	Took time.Duration
 	Path Path
 
-	wire *wire
+	wire  *wire
+	until atomic.Int64 // the deadline of writes in Unix nanoseconds; 0: none
+}
+
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(t time.Time) error {
+	c.limit(t)
+	return c.Conn.SetDeadline(t)
+}
+
+// SetWriteDeadline implements net.Conn.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	c.limit(t)
+	return c.Conn.SetWriteDeadline(t)
+}
+
+func (c *Conn) limit(t time.Time) {
+	if t.IsZero() {
+		c.until.Store(0)
+		return
+	}
+	c.until.Store(t.UnixNano())
+}
+
+// Close implements net.Conn. Where the time for writing is over, TLS says no good-bye: it would
+// wait five seconds more for that.
+func (c *Conn) Close() error {
+	if until := c.until.Load(); until != 0 && time.Now().UnixNano() >= until {
+		_ = c.wire.Close()
+	}
+	return c.Conn.Close()
 }
 
 // Wire returns the bytes that went over the TCP connection, those of TLS, WebSocket and proxy included.

@@ -49,6 +49,12 @@ func newOurs(t *testing.T) *ours {
 	return o
 }
 
+// trusting makes a dialer trust brokers of root.
+func trusting(root *minted) func(*Options) {
+	p := pool(root)
+	return func(o *Options) { o.Trust.Roots = func() *x509.CertPool { return p } }
+}
+
 // asGo is a broker of Go's, which knows of revocation only what it is told.
 func (o *ours) asGo(t *testing.T) string {
 	return tlsEcho(t, &tls.Config{
@@ -111,7 +117,7 @@ func TestOurCertificate(t *testing.T) {
 			for _, test := range cases {
 				t.Run(server+" "+strings.ReplaceAll(test.name, " ", "-"), func(t *testing.T) {
 					w := &world{t: t, ca: w.ca, log: w.log}
-					d := w.dialer(atMost(version), func(o2 *Options) { p := pool(o.root); o2.Trust.Roots = func() *x509.CertPool { return p } })
+					d := w.dialer(atMost(version), trusting(o.root))
 					want := map[string]want{"Go": test.ofGo, "OpenSSL": test.openssl, "mosquitto": test.mosquitto}[server]
 					if want.cause == "" && want.text == "" {
 						c, err := w.dialAs(d, "mqtts://"+address, test.shown)

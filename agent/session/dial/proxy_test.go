@@ -69,7 +69,7 @@ func TestTinyproxy(t *testing.T) {
 		})
 	}
 	fail("no login", "http://"+closed, broker, cause.ProxyAuth, cause.SideDevice, "407")
-	fail("wrong login", "http://gateway:wr0ng@"+closed, broker, cause.ProxyAuth, cause.SideDevice, "407")
+	fail("wrong login", "http://gateway:wr0ng@"+closed, broker, cause.ProxyAuth, cause.SideDevice, "401")
 	fail("port not allowed", "http://"+narrow, broker, cause.ProxyRefused, cause.SideNetwork, "403")
 	fail("broker refuses", "http://"+open, "mqtts://127.0.0.1:"+freePort(t), cause.ProxyNoWay, cause.SideNetwork, "50")
 	fail("broker has no name", "http://"+open, "mqtts://no-such-name.invalid:"+port, cause.ProxyNoWay, cause.SideNetwork, "50")
@@ -163,7 +163,7 @@ func TestSecureProxy(t *testing.T) {
 		"wrong name":        {"https://[::ffff:127.0.0.2]:" + port, known, cause.ProxyTLS, "for another name"},
 		"no TLS":            {"https://" + plain, known, cause.ProxyTLS, "does not speak TLS"},
 		"silence":           {"https://" + silent, short, cause.ProxyUnreachable, "did not answer in time"},
-		"http instead":      {"http://" + address, known, cause.NotProxy, "not an HTTP proxy"},
+		"http instead":      {"http://" + address, known, cause.Closed, "the proxy closed"},
 	} {
 		d := w.dialer(throughProxy(test.proxy), test.change)
 		if name == "wrong name" {
@@ -240,12 +240,15 @@ func TestHostileProxies(t *testing.T) {
 		"bad gateway":         {says("HTTP/1.1 502 Bad Gateway\r\nContent-Length: 1000000\r\n\r\n"), cause.ProxyNoWay, network, "502"},
 		"unavailable":         {says("HTTP/1.0 503 Service Unavailable\r\n\r\n"), cause.ProxyNoWay, network, "503"},
 		"too slow":            {says("HTTP/1.1 504 Gateway Timeout\r\n\r\n"), cause.ProxyNoWay, network, "504"},
-		"broken":              {says("HTTP/1.1 500 Internal Server Error\r\n\r\n"), cause.ProxyRefused, network, "500"},
+		"broken":              {says("HTTP/1.1 500 Internal Server Error\r\n\r\n"), cause.ProxyNoWay, network, "500"},
 		"other login":         {says("HTTP/1.1 407 Login\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n\r\n"), cause.ProxyAuth, network, "NTLM"},
 		"basic login":         {says("HTTP/1.1 407 Login\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n"), cause.ProxyAuth, cause.SideDevice, "407"},
 		"speaks first":        {says("HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"), cause.NotProxy, network, "spoke before TLS"},
 		"closes":              {func(c net.Conn) { _, _ = http.ReadRequest(bufio.NewReader(c)) }, cause.Closed, network, "the proxy closed the connection"},
-		"half an answer":      {func(c net.Conn) { _, _ = http.ReadRequest(bufio.NewReader(c)); _, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nX") }, cause.Closed, network, "the proxy closed"},
+		"half an answer": {func(c net.Conn) {
+			_, _ = http.ReadRequest(bufio.NewReader(c))
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nX: y\r\n")
+		}, cause.Closed, network, "the proxy closed"},
 		"silence":             {func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, cause.ProxyUnreachable, network, "did not answer CONNECT in time"},
 		"stops in the header": {says("HTTP/1.1 200 OK\r\nX:"), cause.ProxyUnreachable, network, "did not answer CONNECT in time"},
 	} {

@@ -53,17 +53,16 @@ func (a *attempt) handshake(ctx context.Context) error {
 }
 
 // groups chooses the key exchange, and says whether the post-quantum share is left out of it
-// because of what happened before.
+// because of what happened before. Where it is, no session is resumed: the ticket of a broker that
+// keeps our chain in it makes a ClientHello of two packets again.
 func (a *attempt) groups(config *tls.Config) (without bool) {
-	switch a.quantum {
-	case PostQuantumNever:
-		config.CurvePreferences = classic()
-	case PostQuantumRequired:
+	if a.quantum == PostQuantumRequired {
 		config.CurvePreferences, config.MinVersion = quantum(), tls.VersionTLS13
-	default:
-		if without = a.memory.without(a.broker); without {
-			config.CurvePreferences = classic()
-		}
+		return false
+	}
+	without = a.quantum != PostQuantumNever && a.memory.without(a.broker)
+	if without || a.quantum == PostQuantumNever {
+		config.CurvePreferences, config.ClientSessionCache = classic(), nil
 	}
 	return without
 }

@@ -2,7 +2,6 @@ package dial
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -82,7 +81,7 @@ var errUpgradeTooLong = fmt.Errorf("its answer is longer than %d bytes", maxUpgr
 // ended reading, since gorilla gives another in its place and hides an alert so. gorilla writes
 // pongs with deadlines of its own; none may stay behind, and none may outlive the stream's.
 type underlay struct {
-	*tls.Conn
+	net.Conn
 
 	mu     sync.Mutex
 	left   int       // bytes that may come before settle; -1: any number
