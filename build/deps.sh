@@ -29,6 +29,7 @@ tests=(
   strace            # kills a process at a chosen system call
   procps            # ps
   chromium          # the browser that the status page is tested in
+  testssl.sh libnss3-tools curl # looks at the listener; gives a browser a certificate; asks as docs/local.md does
   zstd              # the foreign reader of compressed messages
   protobuf-compiler python3-pip # the foreign reader of Sparkplug B, and how build/sparkplugproto.sh gets its schema
 )

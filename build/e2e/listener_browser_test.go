@@ -112,6 +112,9 @@ const jsSocket = `((query)=>new Promise(done=>{
 	s.onclose=()=>done("closed");
 }))`
 
+// jsLive waits until the page has its streams.
+const jsLive = `new Promise(done=>{const look=()=>document.querySelector("#link").textContent.includes("Live")?done("live"):setTimeout(look,50);look()})`
+
 const jsWithTicket = `fetch("/ticket",{method:"POST"}).then(r=>r.ok?r.json():{ticket:"none"}).then(a=>` + jsSocket + `("?ticket="+a.ticket))`
 
 // settle makes an agent's certificate and its browsers: one that shows a certificate to whoever
@@ -161,6 +164,7 @@ func TestBrowsersAtTheListener(t *testing.T) {
 					got[0] = page
 				}
 				if got[0] == page {
+					sees.run(t, jsLive)
 					got[1], got[2] = sees.run(t, jsSocket+`("")`), sees.run(t, jsWithTicket)
 				}
 				if got != sees.want {
