@@ -39,6 +39,7 @@ func (a *agent) openCommands(fsys disk.FS) (err error) {
 		Table: map[string]command.Command{
 			"read":    {Run: a.readCommand},
 			"tpm":     {Run: a.tpmCommand},
+			"doctor":  {Run: a.doctorCommand},
 			"write":   {Run: a.writeCommand, Acts: true, Target: writeTarget},
 			"restart": {Run: a.restartCommand, Acts: true},
 			"renew":   {Run: a.settledOnly(a.renewCommand), Acts: true},

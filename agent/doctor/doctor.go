@@ -139,10 +139,13 @@ type Options struct {
 	Verify   func(tls.ConnectionState) error
 	Timeouts Timeouts
 
+	// Settle is called when the layers up to identity were looked at: it may set what they found out,
+	// Device, Credential, ClientID, Filter and Probe. nil: nothing.
+	Settle func(o *Options)
 	// ClientID is the session's. It is shown only where Alone says that no agent of this device runs,
-	// and only to a broker that refused the one that doctor uses.
+	// and only to a broker that refused the one that doctor uses. nil: one runs.
 	ClientID string
-	Alone    bool
+	Alone    func() bool
 	// Filter is what the session subscribes to for commands; empty: nothing.
 	Filter string
 	// Probe is the topic of the message that goes to the broker and is acknowledged.
@@ -216,6 +219,10 @@ func (r *Report) look(ctx context.Context, o *Options) {
 	for _, layer := range Layers() {
 		if slices.Contains(network(), layer) {
 			if layer == DNS {
+				if o.Settle != nil {
+					o.Settle(o)
+				}
+				r.Device = o.Device
 				r.brokers(ctx, o)
 			}
 			continue

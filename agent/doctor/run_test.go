@@ -70,7 +70,7 @@ func TestTheSessionIsNotThrownOut(t *testing.T) {
 			t.Fatalf("client id %q beside a running agent", id)
 		}
 	}
-	r = w.run(url, func(o *Options) { o.Alone = true })
+	r = w.run(url, func(o *Options) { o.Alone = func() bool { return true } })
 	if r.State != OK || !strings.Contains(strings.Join(find(t, r, MQTT).Saw, "\n"), "takes none but the device's own") || find(t, r, RoundTrip).State != OK {
 		show(t, r)
 		t.Error("where no agent runs, the device's own id is not tried")
@@ -136,7 +136,7 @@ func TestCausesOfMQTT(t *testing.T) {
 			w := newWorld(t)
 			url := secure(t, w.server.ServerTLS(w.ca), test.broker)
 			r := w.run(url, func(o *Options) {
-				o.Alone = true // so that a refusal is not blamed on doctor's client id
+				o.Alone = func() bool { return true } // so that a refusal is not blamed on doctor's client id
 				o.Timeouts.Connack, o.Timeouts.Puback = time.Second, time.Second
 			})
 			expect(t, r, test.layer, test.what, test.side, "")

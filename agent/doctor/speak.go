@@ -74,7 +74,7 @@ func (w *way) bySession(s Session) {
 // agent runs, nobody is thrown out by it.
 func (w *way) otherID(ctx context.Context, refusal error) cause.Failure {
 	failure := cause.Classify(cause.StageConnack, refusal)
-	if !w.o.Alone {
+	if w.o.Alone == nil || !w.o.Alone() {
 		return w.refusedID(failure)
 	}
 	conn, err := w.dial(ctx, w.o.Dial)
