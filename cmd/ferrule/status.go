@@ -58,8 +58,9 @@ func printStatus(w io.Writer, s agent.Status) error {
 	printIdentity(table, s.Identity)
 	printConfig(table, s.Config, s.Clock.Now)
 	printAuthority(table, s)
-	printSession(table, s.Session, s.Clock.Now)
+	printSession(table, s.Session, s.Wire, s.Clock.Now)
 	printOutbox(table, s.Outbox)
+	printLocal(table, s.Local)
 	for _, line := range s.Lines {
 		printLine(table, line)
 	}
@@ -163,21 +164,69 @@ func listCounts(counts map[string]uint64) string {
 	return strings.Join(parts, ", ")
 }
 
-func printSession(w io.Writer, s session.Status, now time.Time) {
+func printSession(w io.Writer, s session.Status, wire agent.WireStatus, now time.Time) {
 	switch {
 	case s.Stage == cause.StageUp:
-		fmt.Fprintf(w, "session\tup for %s to %s (%s), %s\n", since(now, s.Since), s.Broker, s.Address, s.TLSVersion)
+		fmt.Fprintf(w, "session\tup for %s to %s (%s)\n", since(now, s.Since), s.Broker, s.Address)
+		printWay(w, s)
+	case s.HeldOff.After(now):
+		fmt.Fprintf(w, "session\tHELD OFF until %s: another client connects with this device's id\n", s.HeldOff.Format(time.TimeOnly))
 	case s.Stage == cause.StageWaiting:
 		fmt.Fprintf(w, "session\tdown; attempt %d in %s\n", s.Attempts+1, s.NextAttempt.Sub(now).Round(100*time.Millisecond))
 	default:
 		fmt.Fprintf(w, "session\t%s\n", s.Stage)
 	}
 	fmt.Fprintf(w, "\t%d published, %d acknowledged, %d sent again, %d connections\n", s.Published, s.Acked, s.Resent, s.Connects)
+	fmt.Fprintf(w, "\t%s sent, %s received, %s", size(int64(s.Wire.Sent)), size(int64(s.Wire.Received)), wire.Encoding)
+	if wire.BytesPerReading > 0 {
+		fmt.Fprintf(w, ", %.1f bytes for each reading", wire.BytesPerReading)
+	}
+	fmt.Fprintln(w)
+	if b := s.Budget; b != nil {
+		fmt.Fprintf(w, "\tbudget: %s of %s spent today", size(b.Spent), size(b.Limit))
+		if b.UsedUp {
+			fmt.Fprintf(w, "; readings wait until %s", b.Continues.Format(time.DateTime))
+		}
+		fmt.Fprintln(w)
+	}
+	for _, q := range s.Quarantined {
+		fmt.Fprintf(w, "\tQUARANTINED: a message of %s on %s ended three connections and is skipped\n", size(q.Size), q.Topic)
+	}
 	if f := s.LastFailure; f != nil {
 		fmt.Fprintf(w, "\tlast failure %s ago at %s: %s\n", since(now, f.At), f.Stage, f.Text)
 		if f.Hint != "" {
 			fmt.Fprintf(w, "\thint: %s\n", f.Hint)
 		}
+	}
+}
+
+// printWay prints how the connection went.
+func printWay(w io.Writer, s session.Status) {
+	words := []string{s.TLSVersion}
+	if p := s.Path; p != nil {
+		add := func(is bool, format string, args ...any) {
+			if is {
+				words = append(words, fmt.Sprintf(format, args...))
+			}
+		}
+		add(p.Group != "", "%s", p.Group)
+		add(p.ALPN != "", "ALPN %s", p.ALPN)
+		add(p.WebSocket, "WebSocket")
+		add(p.Proxy != "", "by proxy %s", p.Proxy)
+		add(p.Inspected != "", "INSPECTED by %s", p.Inspected)
+		add(!p.ClassicUntil.IsZero(), "no post-quantum key exchange until %s: handshakes with it got no answer", p.ClassicUntil.Format(time.DateTime))
+	}
+	fmt.Fprintf(w, "\t%s\n", strings.Join(words, ", "))
+}
+
+// printLocal prints the listener, where there is one.
+func printLocal(w io.Writer, s local.Status) {
+	if s.Problem != "" {
+		fmt.Fprintf(w, "listener\tPROBLEM: %s\n", s.Problem)
+	}
+	if l := s.Listener; l != nil {
+		fmt.Fprintf(w, "listener\t%s, %d connected, %d so far, %s; certificate SHA-256 %s\n",
+			l.Address, l.Guests+l.Strangers, l.Accepted, refusals(l.Refused), l.Certificate.SHA256)
 	}
 }
 
@@ -188,8 +237,14 @@ func printOutbox(w io.Writer, s outbox.Status) {
 		fmt.Fprint(w, "outbox\t")
 	}
 	fmt.Fprintf(w, "%d waiting, oldest %s, %s; %d dropped, %d damaged, %d set aside; %s written to disk\n",
-		s.Depth, time.Duration(s.OldestAge*float64(time.Second)).Round(time.Millisecond), bytes(s.Bytes),
-		s.Dropped, s.Damaged, s.SetAside, bytes(s.WrittenBytes))
+		s.Depth, time.Duration(s.OldestAge*float64(time.Second)).Round(time.Millisecond), size(s.Bytes),
+		s.Dropped, s.Damaged, s.SetAside, size(s.WrittenBytes))
+	for _, lane := range s.Lanes {
+		fmt.Fprintf(w, "\t%s: %d waiting, oldest %s\n", lane.Name, lane.Depth, time.Duration(lane.OldestAge*float64(time.Second)).Round(time.Millisecond))
+	}
+	if s.Expired > 0 {
+		fmt.Fprintf(w, "\t%d let go for their age: %s\n", s.Expired, listCounts(s.ExpiredLines))
+	}
 }
 
 func printLine(w io.Writer, s hw.Status) {
@@ -231,7 +286,7 @@ func errorCounts(counts map[string]uint64) string {
 
 func since(now, then time.Time) time.Duration { return now.Sub(then).Round(time.Second) }
 
-func bytes(n int64) string {
+func size(n int64) string {
 	switch {
 	case n >= 1<<20:
 		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
