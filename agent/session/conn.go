@@ -3,6 +3,7 @@ package session
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -73,9 +74,10 @@ func (c *conn) receive(p []byte) (int, error) {
 }
 
 // watchPoison has judge asked about messages that cannot be passed on, and skipped told of those that
-// were skipped.
-func (c *conn) watchPoison(judge, skipped func(p poison) error) {
+// were skipped. Their keys are made with seed.
+func (c *conn) watchPoison(seed maphash.Seed, judge, skipped func(p poison) error) {
 	var since time.Time
+	c.guard.seed = seed
 	c.guard.judge = func(p poison) error {
 		since = time.Now()
 		return judge(p)

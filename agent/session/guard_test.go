@@ -61,25 +61,42 @@ func FuzzGuard(f *testing.F) {
 	f.Add([]byte{packetConnack << 4, 2, 0, 0, packetSuback << 4, 3, 0, 1, 1, packetPublish << 4, 3, 0, 1, 'x'})
 	f.Add([]byte{packetConnack << 4, 2, 0, 0, packetPublish<<4 | 2, 0xff, 0xff, 0xff, 0x7f})
 	f.Add([]byte{packetConnack << 4, 2, 0, 0, packetSuback << 4, 4, 0, 1, 1, 1})
+	f.Add(append([]byte{packetConnack << 4, 2, 0, 0}, append(publishOf(2, "topic", 5, 7, 2000), packetPingresp<<4, 0)...))
+	f.Add(append([]byte{packetConnack << 4, 2, 0, 0}, append(publishOf(4, "topic", 5000, 7, 20), packetPingresp<<4, 0)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		g := newTestGuard(bytes.NewReader(stream))
-		for {
-			packet, err := packets.ReadPacket(g)
-			if err != nil {
-				return
-			}
-			switch p := packet.(type) {
-			case *packets.SubackPacket:
-				if len(p.ReturnCodes) != 1 {
-					t.Fatalf("SUBACK with %d codes", len(p.ReturnCodes))
+		for _, skip := range []bool{false, true} {
+			g := newTestGuard(bytes.NewReader(stream))
+			if skip {
+				g.judge = func(p poison) error {
+					if len(p.topic) > 3*topicShown || p.malformed && p.id != 0 {
+						t.Fatalf("poison %+v", p)
+					}
+					return nil
 				}
-			case *packets.PublishPacket:
-				if len(p.Payload) > 1000 || p.Qos > 2 {
-					t.Fatalf("PUBLISH %v", p.FixedHeader)
-				}
+				g.skipped = func(poison) error { return nil }
 			}
+			passes(t, g)
 		}
 	})
+}
+
+func passes(t *testing.T, g *guard) {
+	for {
+		packet, err := packets.ReadPacket(g)
+		if err != nil {
+			return
+		}
+		switch p := packet.(type) {
+		case *packets.SubackPacket:
+			if len(p.ReturnCodes) != 1 {
+				t.Fatalf("SUBACK with %d codes", len(p.ReturnCodes))
+			}
+		case *packets.PublishPacket:
+			if len(p.Payload) > 1000 || p.Qos > 2 {
+				t.Fatalf("PUBLISH %v", p.FixedHeader)
+			}
+		}
+	}
 }
 
 // pipe is a conn whose writes are counted.

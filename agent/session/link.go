@@ -44,7 +44,7 @@ type link struct {
 
 	hears      chan struct{} // closed: SUBSCRIBE was answered, or held back
 	subscribed sync.Once
-	repeated   atomic.Bool // SUBSCRIBE was answered before: what was retained has come
+	repeated   atomic.Bool // SUBSCRIBE was agreed to before: what was retained has come
 	heard      atomic.Bool // it was agreed to
 	rebirths   chan struct{}
 	wanted     chan struct{} // rebirths that hosts ask for
@@ -77,7 +77,7 @@ func (s *Session) open(ctx context.Context, sec *dial.Conn) (*link, error) {
 	}
 	l.clean = !s.quarantine.heldUntil(l.since).IsZero()
 	l.will = s.lastWill()
-	l.conn.watchPoison(l.judge, l.quarantined)
+	l.conn.watchPoison(s.quarantine.seed, l.judge, l.quarantined)
 	l.client = mqtt.NewClient(l.options())
 	stop := context.AfterFunc(ctx, func() { l.conn.fail(ctx.Err()) })
 	token := l.client.Connect()

@@ -137,3 +137,17 @@ func freeAddress(t testing.TB) string {
 	defer l.Close()
 	return l.Addr().String()
 }
+
+// publishFile has mosquitto_pub publish a file at QoS 1, with the certificate that subscribe made.
+func (m *mosquitto) publishFile(t testing.TB, topic, file string, retain bool) {
+	t.Helper()
+	_, port, _ := net.SplitHostPort(m.address)
+	args := []string{"-h", "127.0.0.1", "-p", port, "--cafile", m.file("ca.crt"),
+		"--cert", m.file("sub.crt"), "--key", m.file("sub.key"), "-i", "publisher", "-q", "1", "-t", topic, "-f", file}
+	if retain {
+		args = append(args, "-r")
+	}
+	if out, err := exec.Command("mosquitto_pub", args...).CombinedOutput(); err != nil {
+		t.Fatalf("mosquitto_pub: %v: %s", err, out)
+	}
+}

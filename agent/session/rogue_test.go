@@ -218,3 +218,15 @@ func (f *freezer) freeze() {
 	close(f.frozen)
 	f.frozen = make(chan struct{})
 }
+
+// untilSubscribe acknowledges what comes before SUBSCRIBE, which it leaves without an answer.
+func (p peer) untilSubscribe() {
+	for {
+		switch m := p.read().(type) {
+		case nil, *packets.SubscribePacket:
+			return
+		case *packets.PublishPacket:
+			p.puback(m.MessageID)
+		}
+	}
+}

@@ -40,7 +40,9 @@ func (l *link) subscribe() {
 		l.answered(false)
 		return
 	}
+	agreed := false
 	for pause := firstResubscribe; ; {
+		l.repeated.Store(agreed)
 		wait := pause
 		held := s.quarantine.heldUntil(time.Now())
 		if !held.IsZero() {
@@ -49,7 +51,7 @@ func (l *link) subscribe() {
 		} else if err := l.subscribeAll(); l.over() {
 			return
 		} else if l.answered(err == nil); err == nil {
-			l.repeated.Store(true)
+			agreed = true
 			pause, wait = firstResubscribe, s.renewal()
 		} else {
 			s.note(cause.Classify(cause.StageSuback, err))

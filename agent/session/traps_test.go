@@ -353,7 +353,7 @@ func TestEntryThatEndsConnectionsIsSetAside(t *testing.T) {
 	if len(seen) != 99 || seen[50] {
 		t.Errorf("%d entries came, want all 100 but the 50th", len(seen))
 	}
-	if w.outbox.Status().SetAside != 1 || s.Status().SetAside != 1 {
+	if w.outbox.Status().SetAside != 1 || s.Status().SetAside != 1 || s.Status().Takeovers != 0 {
 		t.Errorf("set aside: %+v", w.outbox.Status())
 	}
 }
