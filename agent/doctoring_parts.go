@@ -88,7 +88,7 @@ func weighConfig(r doctor.Result, c *config.Config, plans []hw.Plan) doctor.Resu
 	for _, line := range c.Lines {
 		units += len(line.Units)
 	}
-	r.Saw = append(r.Saw, fmt.Sprintf("%d lines with %d units, %d brokers, a window of %d messages", len(c.Lines), units, len(c.Session.Brokers), c.Session.Window))
+	r.Saw = append(r.Saw, fmt.Sprintf("lines: %d, units: %d, brokers: %d, window: %d messages", len(c.Lines), units, len(c.Session.Brokers), c.Session.Window))
 	if _, err := dial.ReadRoots(c.Session.Roots); err != nil {
 		return r.Fail("roots", onDevice, err.Error(), hint.Of(err))
 	}
@@ -120,7 +120,8 @@ func checkDisk(c *config.Config) doctor.Result {
 	var s unix.Statfs_t
 	if err := unix.Statfs(dir, &s); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return r.Fail("state-missing", onDevice, "there is no state directory "+dir, "enroll the device, which makes it: ferrule enroll; or correct state_dir")
+			r.Warn("there is no state directory "+dir, "enroll the device, which makes it: ferrule enroll; or correct state_dir")
+			return r
 		}
 		return r.Fail("state-unreadable", onDevice, fmt.Sprintf("the state directory %s: %v", dir, err), "run as root or as the agent's user")
 	}

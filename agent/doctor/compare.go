@@ -2,11 +2,13 @@ package doctor
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
 
 	"ferrule/agent/doctor/handshake"
+	"ferrule/agent/session/cause"
 )
 
 // Difference is something that is otherwise in a run that worked.
@@ -318,4 +320,25 @@ func stapledOf(_ *Report, p *PathFacts) string {
 		return ""
 	}
 	return yes(p.Handshake.Stapled, "stapled", "not stapled")
+}
+
+// Print writes what differs, the one that can explain the failure first.
+func (c Comparison) Print(w io.Writer) error {
+	var b strings.Builder
+	switch {
+	case len(c.All) == 0:
+		b.WriteString("\nnothing differs that was seen in both runs\n")
+	case c.First == nil:
+		b.WriteString("\nnothing differs that could explain the failure\n")
+	default:
+		fmt.Fprintf(&b, "\nfirst difference: %s, %s\n", c.First.Layer, c.First.What)
+		fmt.Fprintf(&b, "        here    %s\n        there   %s\n", cause.Printable(c.First.Ours), cause.Printable(c.First.Theirs))
+	}
+	for _, d := range c.All {
+		if c.First == nil || d != *c.First {
+			fmt.Fprintf(&b, "also different: %s\n", cause.Printable(d.String()))
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }

@@ -45,6 +45,7 @@ func table() []command {
 		{"check", "[--json]", "read the configuration strictly; print plan, cost and load of every line", checkFlags, runCheck},
 		{"enroll", "[--token T]", "create the key in the TPM and obtain the certificate", enrollFlags, runEnroll},
 		{"status", "[--json|--web]", "ask the running agent; --web shows it as a page in the browser", statusFlags, runStatus},
+		{"doctor", "[--json] [--explain] [--compare FILE] [--archive FILE] [--broker URL]", "check every layer; name the one that fails, and the repair", doctorFlags, runDoctor},
 		{"read", "LINE UNIT AT TYPE", "read one value once, in every byte order", (*env).jsonFlag, runRead},
 		{"write", "LINE UNIT POINT VALUE", "write one value and read it back", nil, runWrite},
 		{"scan", "LINE", "find the units of an unknown line, their speed and parity", scanLineFlags, runScan},
@@ -74,6 +75,7 @@ type env struct {
 	apply          configOptions
 	scan           scanFlags
 	audit          auditOptions
+	doctor         doctorOptions
 	web            webOptions
 }
 
