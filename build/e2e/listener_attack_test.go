@@ -308,3 +308,54 @@ func TestRefusalsAreTold(t *testing.T) {
 		}
 	}
 }
+
+// TestListenerMemory has strangers fill what each may fill before anybody knows them: handshakes
+// that never end, headers that never end, and connections of HTTP/2 whose streams are all open.
+func TestListenerMemory(t *testing.T) {
+	g := newListening(t, "client_auth = \"optional\"\nanonymous = \"viewer\"")
+	pid := g.agent.Process.Pid
+	idle := memory(t, pid, "VmRSS")
+	var held []net.Conn
+	for n := range 400 {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+n%20), 1)}}
+		conn, err := dialer.Dial("tcp", g.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, conn)
+		// A ClientHello that says it has 64 KiB, and comes as far as the 24 KiB that are read.
+		_, _ = conn.Write(append([]byte("\x16\x03\x01\x40\x00\x01\x00\xff\xff"), make([]byte, 1<<14-4)...))
+		_, _ = conn.Write(append([]byte("\x16\x03\x01\x40\x00"), make([]byte, 7<<10)...))
+	}
+	for n := range 200 {
+		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, byte(1+n%20), 2)}, Timeout: 10 * time.Second}
+		protocol := []string{"http/1.1", "h2"}[n%2]
+		conn, err := tls.DialWithDialer(dialer, "tcp", g.address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}})
+		if err != nil {
+			continue // gave way to another
+		}
+		held = append(held, conn)
+		_ = conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
+		if protocol == "http/1.1" {
+			fmt.Fprintf(conn, "GET /status HTTP/1.1\r\nHost: x\r\nX-Long: %s", strings.Repeat("x", 15<<10))
+			continue
+		}
+		fmt.Fprint(conn, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+		for stream := range 16 { // POST /command/read, without its body: :method POST, :scheme https, :path, :authority
+			head := "\x83\x87\x44\x0d/command/read\x41\x01x"
+			fmt.Fprintf(conn, "\x00\x00%c\x01\x04\x00\x00\x00%c%s", len(head), 2*stream+1, head)
+		}
+	}
+	peak := memory(t, pid, "VmHWM")
+	t.Logf("%d KiB idle, %d KiB at most", idle, peak)
+	if peak > 40<<10 {
+		t.Errorf("%d KiB in memory, want 40 MiB at most", peak)
+	}
+	if code, _, err := g.get(g.client(g.people.issue(t, "viewers", time.Now().Add(time.Hour))), "/status"); code != 200 {
+		t.Errorf("a good client sees %d, %v", code, err)
+	}
+	for _, conn := range held {
+		_ = conn.Close()
+	}
+	g.kill(t)
+}

@@ -14,9 +14,9 @@ import (
 
 // maxHandshake bounds what a client may send before it is known, in bytes: crypto/tls itself
 // would take 256 KiB of certificates from each.
-const maxHandshake = 48 << 10
+const maxHandshake = 24 << 10
 
-var errTooMuch = errors.New("more than 48 KiB in the handshake")
+var errTooMuch = errors.New("more than 24 KiB in the handshake")
 
 // Conn is one client's TCP connection with what is known of it.
 type Conn struct {

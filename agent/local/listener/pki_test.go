@@ -137,7 +137,7 @@ var matrix = []struct{ certificate, alert, cause, reason string }{
 	{"unknown critical", "tls: bad certificate", listener.BadCertificate, "critical extension"},
 	{"other key", "tls: error decrypting message", listener.BadSignature, "did not prove"},
 	{"garbage", "tls: error decoding message", listener.BadCertificate, "a certificate that is none"},
-	{"huge", "*", listener.TooLarge, "more than 48 KiB"},
+	{"huge", "*", listener.TooLarge, "more than 24 KiB"},
 }
 
 // TestPKIMatrix is the server's half of the table: what the client sees, and what the log says.
@@ -168,6 +168,9 @@ func TestPKIMatrix(t *testing.T) {
 					}
 					w.refused(t, c.cause, c.reason, before)
 				})
+			}
+			if log := w.log.String(); !strings.Contains(log, "local client refused") || strings.Contains(log, "\x1b") {
+				t.Errorf("the log says %q", log)
 			}
 		})
 	}

@@ -27,10 +27,10 @@ type Limits struct {
 
 // The largest limits, and the share of this process's descriptors that each kind may have.
 const (
-	maxHandshaking = 128
+	maxHandshaking = 64
 	maxStrangers   = 64
 	maxGuests      = 64
-	maxPerSource   = 48
+	maxPerSource   = 40
 )
 
 func (l Limits) orDefault() Limits {

@@ -158,20 +158,15 @@ type world struct {
 	in          []*listener.Conn // who came in
 }
 
-// record is a log that tests can wait for.
+// record is a log.
 type record struct {
-	mu    sync.Mutex
-	text  bytes.Buffer
-	lines chan string
+	mu   sync.Mutex
+	text bytes.Buffer
 }
 
 func (r *record) Write(b []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	select {
-	case r.lines <- string(b):
-	default:
-	}
 	return r.text.Write(b)
 }
 
@@ -181,24 +176,12 @@ func (r *record) String() string {
 	return r.text.String()
 }
 
-// next waits for the next line.
-func (r *record) next(t testing.TB) string {
-	t.Helper()
-	select {
-	case line := <-r.lines:
-		return line
-	case <-time.After(patience):
-		t.Fatal("no line in the log")
-		return ""
-	}
-}
-
 // newWorld starts a listener. Who comes in is greeted with "hello" and dropped when it hangs up.
 func newWorld(t testing.TB, change func(*listener.Options)) *world {
 	t.Helper()
 	w := &world{
 		site: newAuthority(t, "site", nil), other: newAuthority(t, "other", nil),
-		log: &record{lines: make(chan string, 64)}, folder: t.TempDir(),
+		log: &record{}, folder: t.TempDir(),
 	}
 	o := listener.Options{
 		Address: "127.0.0.1:0", Source: listener.Source{Folder: w.folder},
