@@ -159,15 +159,11 @@ func TestPoisonTooLargeToBeSkipped(t *testing.T) {
 			}
 		}
 	})
-	runtime.GC()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
 	s := w.session(r.address, commands(nil))
 	w.run(s)
 	until(t, "a clean connection", func() bool { return clean.Load() == 1 })
 	w.fill(10, 50)
 	until(t, "the outbox to drain", w.drained)
-	runtime.ReadMemStats(&after)
 	st := s.Status()
 	if left := time.Until(st.SubscribeHeld); left < heldBack-patience || st.Subscribed || st.Stage != cause.StageUp || st.Connects != 4 {
 		t.Errorf("%v left; status: %+v", left, st)
@@ -175,12 +171,8 @@ func TestPoisonTooLargeToBeSkipped(t *testing.T) {
 	if len(st.Quarantined) != 1 || st.Quarantined[0].Size < 5<<20 || st.Quarantined[0].Skipped != 0 {
 		t.Errorf("quarantined: %+v", st.Quarantined)
 	}
-	n := subscribed.Load()
-	if grown := after.TotalAlloc - before.TotalAlloc; grown > 32<<20 { // the rogue's own 4 × 5 MiB among them
-		t.Errorf("%d bytes were allocated", grown)
-	}
-	if subscribed.Load() != n {
-		t.Error("it subscribed meanwhile")
+	if n := subscribed.Load(); n > 3 {
+		t.Errorf("it subscribed %d times", n)
 	}
 }
 
