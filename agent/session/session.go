@@ -18,7 +18,6 @@ import (
 
 	"ferrule/agent/encode"
 	"ferrule/agent/identity"
-	"ferrule/agent/outbox"
 	"ferrule/agent/session/cause"
 	"ferrule/agent/session/dial"
 	"ferrule/internal/disk"
@@ -29,12 +28,10 @@ type Options struct {
 	Config
 	// Identity shows the certificate and signs with the device's key.
 	Identity *identity.Identity
-	// Source holds what is owed to the broker; nil: Outbox does.
+	// Source holds what is owed to the broker.
 	Source Source
-	Outbox *outbox.Outbox
-	// Format makes messages of entries; nil: Join does, or every entry is a message as it is.
+	// Format makes messages of entries; nil: every entry is a message as it is.
 	Format Format
-	Join   func(dst []byte, payloads [][]byte) []byte
 	// Batch says how long entries wait to be joined.
 	Batch Batch
 	// State is where is kept what a start wants to know of the one before: which way to the broker
@@ -144,12 +141,6 @@ type Session struct {
 func New(o Options) (*Session, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
-	}
-	if o.Source == nil && o.Outbox != nil {
-		o.Source = o.Outbox.Lanes
-	}
-	if o.Format == nil && o.Join != nil {
-		o.Format = joiner(o.Join)
 	}
 	if o.Identity == nil || o.Source == nil || o.Log == nil {
 		return nil, errors.New("a session needs an identity, an outbox and a logger")

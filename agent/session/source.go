@@ -48,15 +48,3 @@ type Batch struct {
 	// MaxBytes is the size of a message before it is compressed; 0: 16 KiB.
 	MaxBytes int
 }
-
-// joiner is a function that joins as a Format.
-type joiner func(dst []byte, entries [][]byte) []byte
-
-func (joiner) Will() (topic string, payload []byte, qos byte, retained bool) {
-	return "", nil, 0, false
-}
-func (joiner) Births(bool) []encode.Message { return nil }
-func (joiner) Filter() string               { return "" }
-func (joiner) Receive(string, []byte) bool  { return false }
-
-func (j joiner) Join(dst []byte, _ string, entries [][]byte) []byte { return j(dst, entries) }

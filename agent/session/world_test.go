@@ -63,7 +63,7 @@ type world struct {
 	server   *agenttest.Issued
 	device   *agenttest.Issued
 	identity *identity.Identity
-	outbox   *outbox.Outbox
+	outbox   *outbox.Lanes
 	log      *testLog
 }
 
@@ -94,7 +94,8 @@ func (w *world) open(c identity.Config) *identity.Identity {
 }
 
 func (w *world) withOutbox() *world {
-	w.outbox = must[*outbox.Outbox](w.t)(outbox.Open(disk.OS(), filepath.Join(w.dir, "outbox"), outbox.Default(), w.log.logger()))
+	w.outbox = must[*outbox.Lanes](w.t)(outbox.OpenLanes(outbox.Options{
+		FS: disk.OS(), Dir: filepath.Join(w.dir, "outbox"), Config: outbox.Default(), Log: w.log.logger()}))
 	w.t.Cleanup(func() { _ = w.outbox.Close() })
 	return w
 }
@@ -122,7 +123,7 @@ func (w *world) broker(change ...func(*agenttest.BrokerConfig)) (*agenttest.Brok
 // session makes a session with timeouts that suit a test.
 func (w *world) session(address string, change ...func(*Options)) *Session {
 	w.t.Helper()
-	o := Options{Config: Default(), Identity: w.identity, Outbox: w.outbox, Log: w.log.logger(), ShutdownGrace: time.Second}
+	o := Options{Config: Default(), Identity: w.identity, Source: w.outbox, Log: w.log.logger(), ShutdownGrace: time.Second}
 	o.Brokers = []string{"mqtts://" + address}
 	o.ReconnectSpread = quantity.Duration(40 * time.Millisecond)
 	o.Config.Roots = filepath.Join(w.dir, "roots.pem")
@@ -254,7 +255,11 @@ func seqs(t testing.TB, payloads []string) []uint64 {
 
 // joining makes a session join entries as the agent does.
 func joining(o *Options) {
-	o.Join = func(dst []byte, entries [][]byte) []byte { return new(encode.Encoder).Join(dst, "", entries) }
+	e, err := encode.New(encode.Default(), "readings/{line}/{unit}", "device-1", 1)
+	if err != nil {
+		panic(err) // of a template that is ours
+	}
+	o.Format = e
 }
 
 // window sets the size of the window.
