@@ -87,6 +87,7 @@ roots = %q
 %s
 [session]
 brokers = ["mqtts://%s"]
+reconnect_spread = "200ms"
 roots = %q
 [local]
 socket = %q

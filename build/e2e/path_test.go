@@ -118,6 +118,7 @@ url = %q
 roots = %q
 [session]
 brokers = ["mqtts://%s"]
+reconnect_spread = "200ms"
 roots = %[4]q
 [local]
 socket = %[6]q

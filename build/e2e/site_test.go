@@ -82,6 +82,7 @@ url = %q
 roots = %q
 [session]
 brokers = ["mqtts://%s"]
+reconnect_spread = "200ms"
 roots = %[6]q
 [local]
 socket = %[8]q

@@ -273,7 +273,7 @@ func (h *plugHost) whole(t *testing.T) (again, historical int) {
 func newPlugged(t *testing.T, every time.Duration) *site {
 	t.Helper()
 	s := newSite(t, siteOptions{sync: "1s", every: every, points: 2, weak: true})
-	s.edit(t, "[session]\n", "[encode]\nformat = \"sparkplug-b\"\n[session]\nreconnect_spread = \"10ms\"\n")
+	s.edit(t, "[session]\n", "[encode]\nformat = \"sparkplug-b\"\n[session]\n")
 	return s
 }
 

@@ -24,6 +24,7 @@ roots = %q
 
 [session]
 brokers = ["mqtts://%s"]
+reconnect_spread = "1s"
 roots = %[6]q
 
 [outbox]

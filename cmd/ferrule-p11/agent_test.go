@@ -105,6 +105,7 @@ func (h *softhsm) site(ca *agenttest.CA, key *ecdsa.PublicKey, broker, uri strin
 key = %[2]q
 [session]
 brokers = ["mqtts://%[3]s"]
+reconnect_spread = "200ms"
 roots = %[4]q
 [local]
 socket = %[5]q
