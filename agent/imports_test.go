@@ -125,7 +125,7 @@ var rooms = map[string]arrows{
 		"agent/local/listener": "lets clients in over TLS",
 		"agent/local/role":     "says what each may do",
 	},
-	"agent/local/listener": {},
+	"agent/local/listener": {"agent/local/role": "asks who each client is"},
 	"agent/local/page":     {},
 	"agent/local/role":     {},
 	"agent/outbox":         {},
