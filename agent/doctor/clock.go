@@ -84,8 +84,11 @@ func roughly(d time.Duration) string {
 	return d.Round(time.Second).String()
 }
 
-// short is how long something took, to a tenth of a millisecond where it was quick.
+// short is how long something took, as exactly as matters.
 func short(d time.Duration) time.Duration {
+	if d < time.Millisecond {
+		return d.Round(time.Microsecond)
+	}
 	if d < 100*time.Millisecond {
 		return d.Round(100 * time.Microsecond)
 	}

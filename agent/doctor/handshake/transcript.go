@@ -2,6 +2,7 @@ package handshake
 
 import (
 	"crypto/tls"
+	"fmt"
 	"time"
 )
 
@@ -18,6 +19,19 @@ func (s Side) String() string { return [...]string{"device", "broker"}[s] }
 
 // MarshalText implements encoding.TextMarshaler.
 func (s Side) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Side) UnmarshalText(text []byte) error {
+	switch string(text) {
+	case "device":
+		*s = Device
+	case "broker":
+		*s = Broker
+	default:
+		return fmt.Errorf("%q is no side of a handshake", text)
+	}
+	return nil
+}
 
 // Transcript is what was said in a handshake, as far as it could be read.
 type Transcript struct {
