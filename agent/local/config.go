@@ -27,10 +27,11 @@ type Config struct {
 	AskWebSocket bool `toml:"ask_websocket"`
 	// PEM file of the CA of the clients' certificates. A role may name one of its own.
 	Roots string `toml:"roots"`
-	// PEM files of the listener's certificate chain and of its key, relative to state_dir; both
+	// PEM file of the listener's certificate chain, relative to state_dir. Together with key; both
 	// empty: a self-made P-256 certificate, kept in state_dir and renewed by itself.
 	Certificate string `toml:"certificate"`
-	Key         string `toml:"key"`
+	// PEM file of the key of that certificate, relative to state_dir.
+	Key string `toml:"key"`
 	// Who may do what at the listener. What no role grants is denied; of several that match the
 	// highest counts.
 	Roles []role.Rule `toml:"role"`
