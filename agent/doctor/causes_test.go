@@ -38,7 +38,10 @@ func expect(t *testing.T, r Report, layer Layer, what cause.Cause, side cause.Si
 // each runs f for brokers of TLS 1.2 and 1.3.
 func each(t *testing.T, f func(t *testing.T, version uint16)) {
 	for name, version := range map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.VersionTLS13} {
-		t.Run(name, func(t *testing.T) { f(t, version) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f(t, version)
+		})
 	}
 }
 
@@ -227,12 +230,14 @@ func TestCause10Closed(t *testing.T) {
 
 // Cause 11: the broker stalls.
 func TestCause11Stalled(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	expect(t, w.run(serve(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }), quick), TLS, cause.Stalled, cause.SideBroker, "stalled after ClientHello")
 }
 
 // Something on the way lets only a small ClientHello through.
 func TestLargeClientHelloDropped(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	config := w.server.ServerTLS(w.ca)
 	url := serve(t, func(c net.Conn) {

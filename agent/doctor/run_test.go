@@ -133,11 +133,18 @@ func TestCausesOfMQTT(t *testing.T) {
 		"acks another one": {refuse(packetPublish, []byte{packetPuback << 4, 2, 9, 9}, true), RoundTrip, cause.Protocol, cause.SideBroker},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			url := secure(t, w.server.ServerTLS(w.ca), test.broker)
 			r := w.run(url, func(o *Options) {
 				o.Alone = func() bool { return true } // so that a refusal is not blamed on doctor's client id
-				o.Timeouts.Connack, o.Timeouts.Puback = time.Second, time.Second
+				o.Timeouts.Connack, o.Timeouts.Suback, o.Timeouts.Puback = patience, patience, patience
+				switch test.what {
+				case cause.Stalled:
+					o.Timeouts.Connack = time.Second
+				case cause.NoAck:
+					o.Timeouts.Puback = time.Second
+				}
 			})
 			expect(t, r, test.layer, test.what, test.side, "")
 		})

@@ -112,7 +112,7 @@ func (w *world) run(broker string, change ...func(*Options)) Report {
 
 // quick makes stages that are to time out do so soon.
 func quick(o *Options) {
-	o.Timeouts.TLS, o.Timeouts.TCP, o.Timeouts.Probe = time.Second, time.Second, time.Second
+	o.Timeouts.TLS = 3 * time.Second
 }
 
 // find returns what was seen of a layer.

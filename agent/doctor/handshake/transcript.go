@@ -52,7 +52,7 @@ type Transcript struct {
 	BrokerChain []Certificate `json:"broker_chain,omitempty"` // as sent
 	Request     *Request      `json:"request,omitempty"`      // for a client certificate
 	// DeviceChain is what the device showed, nil where it did not come to that; empty: nothing.
-	DeviceChain []Certificate `json:"device_chain,omitempty"`
+	DeviceChain []Certificate `json:"device_chain,omitzero"`
 	// Signature is the scheme by which the broker proved its key, DeviceSignature the device.
 	Signature       string  `json:"signature,omitempty"`
 	DeviceSignature string  `json:"device_signature,omitempty"`
