@@ -14,6 +14,7 @@ tests=(
   mosquitto         # the foreign broker
   mosquitto-clients # the foreign subscriber
   tinyproxy         # a proxy between a device and its broker
+  iproute2          # networks of which some ways lead nowhere
   socat             # pairs of ptys
   tpm2-tools        # foreign reader and writer of TPM keys
   tpm2-openssl      # openssl over the same TPM
