@@ -49,7 +49,8 @@ type link struct {
 	rebirths   chan struct{}
 	wanted     chan struct{} // rebirths that hosts ask for
 	reborn     sync.Once
-	witness    *witness // stands beside it, or nil
+	witness    *witness    // stands beside it, or nil
+	fed        atomic.Bool // readings may be on their way
 }
 
 // notice is a message of the session's own.

@@ -41,6 +41,10 @@ type chunk struct {
 func (l *link) feed(ctx context.Context) {
 	defer close(l.flight)
 	s := l.session
+	if !l.standQuiet(ctx) {
+		return
+	}
+	l.fed.Store(true)
 	if !l.begin(ctx) {
 		return
 	}
@@ -153,7 +157,7 @@ func (l *link) aloneAndAlive(ctx context.Context, last bool) bool {
 		return false
 	}
 	if last {
-		quiet := time.NewTimer(l.session.quiet)
+		quiet := time.NewTimer(l.session.timeouts.alone)
 		defer quiet.Stop()
 		select {
 		case <-quiet.C:

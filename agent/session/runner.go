@@ -328,7 +328,7 @@ func (s *Session) stopped(ctx context.Context, l *link, w *workers) {
 	}
 	s.judgeRival(ctx, l, ending{
 		worked: l.conn.acknowledged() && (len(s.filters()) == 0 || l.heard.Load()),
-		closed: cause.IsClosed(l.err), poison: again, stood: stood,
+		closed: cause.IsClosed(l.err), poison: again, stood: stood, quiet: !l.fed.Load(),
 	})
 }
 

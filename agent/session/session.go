@@ -115,7 +115,6 @@ type Session struct {
 	wakes         chan struct{} // asked by Wake
 	inbox         inbox
 	suspect       suspect
-	quiet         time.Duration // that proves a connection without the suspect
 	tries         tries
 	rival         rival
 	quarantine    *quarantine
@@ -153,7 +152,6 @@ func New(o Options) (*Session, error) {
 		announcements: make(chan struct{}, 1),
 		rechecks:      make(chan struct{}, 1),
 		wakes:         make(chan struct{}, 1),
-		quiet:         suspectQuiet,
 		quarantine:    newQuarantine(),
 		inbox:         inbox{queue: make(chan delivery, inboxCommands)},
 		status:        Status{Stage: cause.StageStopped},
@@ -249,13 +247,17 @@ func ask(c chan struct{}) {
 	}
 }
 
-// timeouts of the stages after those of dialling, and how often the subscription is renewed.
+// timeouts of the stages after those of dialling, how often the subscription is renewed, and how long
+// a connection is watched without the suspect, and without any reading.
 type timeouts struct {
 	connack, suback, renewal time.Duration
+	alone, quiet             time.Duration
 }
 
 // stageTimeouts bounds each stage by itself, so that a failure says where it was.
-var stageTimeouts = timeouts{connack: 10 * time.Second, suback: 10 * time.Second, renewal: renewSubscription}
+var stageTimeouts = timeouts{
+	connack: 10 * time.Second, suback: 10 * time.Second, renewal: renewSubscription, alone: suspectQuiet, quiet: rivalQuiet,
+}
 
 // Run keeps the session up until ctx ends; then it takes no new entries, waits up to
 // ShutdownGrace for what is in flight, and says good-bye. It returns nil.

@@ -19,20 +19,22 @@ const (
 	// A session that was taken over stays away so long.
 	shortestHold = 5 * time.Minute
 	longestHold  = 15 * time.Minute
+	// rivalQuiet is how long such a connection carries no readings.
+	rivalQuiet = 15 * time.Second
 	// witnessGrace is how long a witness must outlive the connection that it stands beside.
 	witnessGrace = time.Second
 )
 
 // rival finds out that another client uses our client id: a broker closes the connection of a
 // client whose id connects again (MQTT 3.1.1, 3.1.4), without a word, and two that both come back
-// throw each other out for ever. What makes it hard is that a broker that restarts closes connections
-// without a word, too. So from the third such connection on a witness stands beside it: a TLS
-// connection on which no CONNECT is sent. A broker that dies takes both with it; one that serves a
-// rival closes the session alone. An entry that ends connections does that as well: it is known by
-// being in flight each time, and the suspect sees to it.
+// throw each other out for ever. What makes it hard is that others close connections without a word,
+// too. So from the third such connection on a witness stands beside it: a TLS connection on which no
+// CONNECT is sent. A broker that restarts takes both with it; one that serves a rival closes the
+// session alone. And for a while the session sends no readings: what is closed then was not closed
+// for an entry, for a rate, or for how much was sent.
 type rival struct {
 	closed int // connections in a row that worked and were closed by the broker briefly after
-	alone  int // of these, those whose witness lived on
+	alone  int // of these, those that had sent no reading, and whose witness lived on
 }
 
 // watches says whether the next connection is to have a witness.
@@ -44,6 +46,7 @@ type ending struct {
 	closed   bool // the broker closed it, without a word
 	poison   bool // an entry may be to blame
 	stood    time.Duration
+	quiet    bool // no reading was sent
 	witness  bool // one was there
 	outlived bool // and lives on
 }
@@ -60,7 +63,7 @@ func (r *rival) ended(e ending) bool {
 		// Closed too soon to tell; a broker that hangs up on everybody never gets further.
 	default:
 		r.closed++
-		if e.outlived {
+		if e.outlived && e.quiet {
 			r.alone++
 		}
 	}
@@ -76,6 +79,21 @@ func (r *rival) held() { *r = rival{closed: takeovers - 1, alone: witnessed - 1}
 // holdOff returns how long to stay away. random is in [0, 1).
 func holdOff(random float64) time.Duration {
 	return shortestHold + time.Duration(random*float64(longestHold-shortestHold))
+}
+
+// standQuiet keeps readings back while a witness stands beside l, for a while.
+func (l *link) standQuiet(ctx context.Context) bool {
+	if l.witness == nil {
+		return true
+	}
+	quiet := time.NewTimer(l.session.timeouts.quiet)
+	defer quiet.Stop()
+	select {
+	case <-quiet.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // witness is a connection that stands beside a session's, without CONNECT.

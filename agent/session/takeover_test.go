@@ -9,7 +9,7 @@ import (
 
 // What ends a connection, and what does not make it a takeover.
 func TestRival(t *testing.T) {
-	taken := ending{worked: true, closed: true, stood: time.Second, witness: true, outlived: true}
+	taken := ending{worked: true, closed: true, stood: time.Second, quiet: true, witness: true, outlived: true}
 	for name, test := range map[string]struct {
 		change func(e *ending)
 		want   bool
@@ -17,6 +17,7 @@ func TestRival(t *testing.T) {
 		"thrown out":                 {func(*ending) {}, true},
 		"stood for long":             {func(e *ending) { e.stood = briefly }, false},
 		"an entry in flight":         {func(e *ending) { e.poison = true }, false},
+		"for what it sent":           {func(e *ending) { e.quiet = false }, false},
 		"frozen":                     {func(e *ending) { e.closed = false }, false},
 		"the witness died with it":   {func(e *ending) { e.outlived = false }, false},
 		"never got further":          {func(e *ending) { e.worked = false }, false},

@@ -20,7 +20,7 @@ import (
 // short makes the stages time out soon.
 func short(s *Session) *Session {
 	d := 300 * time.Millisecond
-	s.timeouts = timeouts{connack: d, suback: d, renewal: renewSubscription}
+	s.timeouts.connack, s.timeouts.suback = d, d
 	s.dialer.Timeouts = dial.Timeouts{DNS: d, TCP: d, TLS: d}
 	return s
 }

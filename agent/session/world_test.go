@@ -132,7 +132,7 @@ func (w *world) session(address string, change ...func(*Options)) *Session {
 		f(&o)
 	}
 	s := must[*Session](w.t)(New(o))
-	s.quiet = 100 * time.Millisecond
+	s.timeouts.alone, s.timeouts.quiet = 100*time.Millisecond, 3*time.Second
 	return s
 }
 
