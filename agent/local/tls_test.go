@@ -216,11 +216,12 @@ func TestWhoMayWhat(t *testing.T) {
 			}
 		}
 	}
-	if status, body := g.ask(t, g.client(t, ""), "GET", "/status", ""); status != 0 || !strings.Contains(body, "certificate required") {
-		t.Errorf("without a certificate: %d, %s", status, body)
-	}
-	if status, body := g.ask(t, g.client(t, "guests"), "GET", "/status", ""); status != 0 || !strings.Contains(body, "bad certificate") {
-		t.Errorf("without a role: %d, %s", status, body)
+	// Go's client of HTTP/2 keeps the alert to itself; the listener's own tests look at it.
+	for ou, cause := range map[string]string{"": "no-certificate", "guests": "no-role"} {
+		if status, body := g.ask(t, g.client(t, ou), "GET", "/status", ""); status != 0 {
+			t.Errorf("OU %q: %d, %s", ou, status, body)
+		}
+		until(t, cause, func() bool { return g.Status().Listener.Refused[cause] > 0 })
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
