@@ -55,12 +55,12 @@ func newFeed() feed {
 
 // publish hands an event to those who watch its kind. It never blocks.
 func (f *feed) publish(name string, data []byte) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.watchers) == 0 {
+	if !f.wanted() {
 		return
 	}
-	e := event{name: name, data: oneLine(data)}
+	e := event{name: name, data: oneLine(data)} // takes its time, which nobody else has to wait for
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for w := range f.watchers {
 		if name == readingEvent && !w.readings || name == statusEvent && !w.status {
 			continue
@@ -73,7 +73,7 @@ func (f *feed) publish(name string, data []byte) {
 	}
 }
 
-func (f *feed) any() bool {
+func (f *feed) wanted() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.watchers) > 0
@@ -82,12 +82,14 @@ func (f *feed) any() bool {
 // oneLine returns data as JSON on one line of its own memory; what is no JSON goes in base64, so
 // that no payload can break out of its event.
 func oneLine(data []byte) []byte {
-	var out bytes.Buffer
-	if err := json.Compact(&out, data); err == nil {
-		return out.Bytes()
+	if !json.Valid(data) {
+		return fmt.Appendf(nil, `{"base64":%q}`, base64.StdEncoding.EncodeToString(data))
 	}
-	out.Reset()
-	fmt.Fprintf(&out, `{"base64":%q}`, base64.StdEncoding.EncodeToString(data))
+	if !bytes.ContainsAny(data, "\n\r") {
+		return bytes.Clone(data)
+	}
+	var out bytes.Buffer
+	_ = json.Compact(&out, data) // it is valid
 	return out.Bytes()
 }
 

@@ -432,7 +432,7 @@ func TestWebSocketCarriesBoth(t *testing.T) {
 		}
 	}
 	want(`{"event":"status","data":{"device":"gw-1"}}`)
-	g.Publish([]byte(`{"seq": 1}`))
+	g.Publish([]byte("{\"seq\":\n1}"))
 	want(`{"event":"reading","data":{"seq":1}}`)
 	g.Publish([]byte("\xd9\xd9\xf7\n\n"))
 	want(`{"event":"reading","data":{"base64":"2dn3Cgo="}}`)
