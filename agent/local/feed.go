@@ -55,7 +55,7 @@ func newFeed() feed {
 
 // publish hands an event to those who watch its kind. It never blocks.
 func (f *feed) publish(name string, data []byte) {
-	if !f.wanted() {
+	if !f.any() {
 		return
 	}
 	e := event{name: name, data: oneLine(data)} // takes its time, which nobody else has to wait for
@@ -73,7 +73,8 @@ func (f *feed) publish(name string, data []byte) {
 	}
 }
 
-func (f *feed) wanted() bool {
+// any says whether somebody watches.
+func (f *feed) any() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.watchers) > 0
