@@ -42,10 +42,7 @@ func unreadable(err error) doctor.Result {
 	if repair == "" {
 		repair = "mend the file, then run: ferrule check"
 	}
-	var r doctor.Result
-	for _, line := range strings.Split(err.Error(), "\n") {
-		r.Saw = append(r.Saw, line)
-	}
+	r := doctor.Result{Saw: strings.Split(err.Error(), "\n")}
 	return r.Fail("configuration", onDevice, r.Saw[0], repair)
 }
 

@@ -249,6 +249,8 @@ func (w *way) failedLayer(f *cause.Failure) Layer {
 	case cause.CertificateRequired, cause.CertificateNotAcceptable, cause.CertificateUnknownCA, cause.CertificateExpired,
 		cause.CertificateRevoked, cause.CertificateRefused, cause.Key:
 		return Client
+	case cause.ALPN, cause.Inspection:
+		return TLS
 	case cause.Closed, cause.Stalled:
 		if f.Stage == cause.StageTLS && t.DeviceChain != nil {
 			return Client // it was shown, and then the broker had nothing more to say

@@ -163,7 +163,7 @@ func TestReadTLS13(t *testing.T) {
 		t.Errorf("%s", text)
 	}
 	var back Transcript
-	if err := json.Unmarshal([]byte(fmt.Sprintf("%s", encode(t, r.Transcript))), &back); err != nil || len(back.Messages) != len(r.Messages) {
+	if err := json.Unmarshal(encode(t, r.Transcript), &back); err != nil || len(back.Messages) != len(r.Messages) {
 		t.Error(err)
 	}
 }

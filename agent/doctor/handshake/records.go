@@ -37,7 +37,6 @@ type stream struct {
 	openers   []*opener
 	finished  bool
 	withheld  int // sealed records that could not be opened
-	traffic   int // bytes of application data
 	announced bool
 }
 
