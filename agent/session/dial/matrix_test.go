@@ -17,7 +17,6 @@ import (
 type pki struct {
 	t                  *testing.T
 	root, intermediate *minted
-	clients            *minted
 }
 
 // shown is what a broker shows, and what we trust.

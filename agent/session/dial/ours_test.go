@@ -85,24 +85,26 @@ func (o *ours) asMosquitto(t *testing.T) string {
 	return "127.0.0.1:" + port
 }
 
-// Our own certificate, as brokers of Go, of OpenSSL and mosquitto judge it, in both versions.
-func TestOurCertificate(t *testing.T) {
-	w, o := newWorld(t), newOurs(t)
-	show := func(m *minted) *identity.Credential { return credential(t, encodePEM(m), m.keyPEM(t)) }
-	type want struct {
-		cause cause.Cause
-		side  cause.Side
-		text  string
-	}
+// want is what is to be made of a refusal; nothing: it is none.
+type want struct {
+	cause cause.Cause
+	side  cause.Side
+	text  string
+}
+
+// ourCase is a certificate of ours, and how three brokers take it.
+type ourCase struct {
+	name                     string
+	shown                    *identity.Credential
+	ofGo, openssl, mosquitto want
+}
+
+func (o *ours) cases(show func(*minted) *identity.Credential) []ourCase {
 	const device, broker = cause.SideDevice, cause.SideBroker
 	refused := want{cause.CertificateRefused, broker, "bad certificate"}
 	unknown := want{cause.CertificateUnknownCA, broker, "unknown certificate authority"}
 	unlisted := want{cause.CertificateNotAcceptable, broker, "not signed by an acceptable CA"}
-	cases := []struct {
-		name                     string
-		shown                    *identity.Credential
-		ofGo, openssl, mosquitto want
-	}{
+	return []ourCase{
 		{"good", show(o.good), want{}, want{}, want{}},
 		{"expired", show(o.expired), want{cause.CertificateExpired, device, "expired certificate"}, want{cause.CertificateExpired, device, "expired certificate"}, want{cause.CertificateExpired, device, "expired certificate"}},
 		{"not yet valid", show(o.notYet), want{cause.CertificateExpired, device, "expired certificate"}, refused, refused},
@@ -112,6 +114,13 @@ func TestOurCertificate(t *testing.T) {
 		{"a server's", show(o.wrongUse), refused, want{cause.CertificateRefused, broker, "unsupported certificate"}, want{cause.CertificateRefused, broker, "unsupported certificate"}},
 		{"none", nil, want{cause.CertificateRequired, device, "certificate required"}, want{cause.CertificateRequired, device, "certificate required"}, want{cause.CertificateRequired, device, "certificate required"}},
 	}
+}
+
+// Our own certificate, as brokers of Go, of OpenSSL and mosquitto judge it, in both versions.
+func TestOurCertificate(t *testing.T) {
+	w, o := newWorld(t), newOurs(t)
+	show := func(m *minted) *identity.Credential { return credential(t, encodePEM(m), m.keyPEM(t)) }
+	cases := o.cases(show)
 	for server, address := range map[string]string{"Go": o.asGo(t), "OpenSSL": o.asOpenSSL(t), "mosquitto": o.asMosquitto(t)} {
 		each(t, func(t *testing.T, version uint16) {
 			for _, test := range cases {

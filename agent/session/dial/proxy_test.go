@@ -118,24 +118,28 @@ func relay(a, b net.Conn) {
 	<-done
 }
 
+// secureProxy starts one that is reached by TLS, and says how it is trusted.
+func (w *world) secureProxy(asked *atomic.Pointer[http.Request]) (address string, known func(*Options)) {
+	w.t.Helper()
+	authority := must[*agenttest.CA](w.t)(agenttest.NewCA("proxies"))
+	issued := must[*agenttest.Issued](w.t)(authority.Server())
+	handle := tunnel(asked)
+	address = serve(w.t, func(c net.Conn) {
+		s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{issued.TLS}})
+		if s.Handshake() == nil {
+			handle(s)
+		}
+		_ = s.Close()
+	})
+	roots := w.file("proxies.pem", authority.RootPEM())
+	return address, func(o *Options) { o.ProxyRoots = roots }
+}
+
 // A proxy that is reached by TLS.
 func TestSecureProxy(t *testing.T) {
 	w := newWorld(t)
-	authority := must[*agenttest.CA](t)(agenttest.NewCA("proxies"))
-	issued := must[*agenttest.Issued](t)(authority.Server())
 	var asked atomic.Pointer[http.Request]
-	secure := func(handle func(net.Conn)) string {
-		return serve(t, func(c net.Conn) {
-			s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{issued.TLS}})
-			if s.Handshake() == nil {
-				handle(s)
-			}
-			_ = s.Close()
-		})
-	}
-	address := secure(tunnel(&asked))
-	roots := w.file("proxies.pem", authority.RootPEM())
-	known := func(o *Options) { o.ProxyRoots = roots }
+	address, known := w.secureProxy(&asked)
 	broker := localhost(w.echo())
 	c := w.connected(w.dialer(throughProxy("https://us%65r:p%40ss@"+address), known), broker)
 	if c.Path.Proxy != "https://"+address || c.Path.Address != address {
@@ -150,6 +154,13 @@ func TestSecureProxy(t *testing.T) {
 	if c.TCP() == nil {
 		t.Error("no TCP connection")
 	}
+}
+
+// What keeps TLS from a proxy that wants it.
+func TestSecureProxyRefused(t *testing.T) {
+	w := newWorld(t)
+	address, known := w.secureProxy(new(atomic.Pointer[http.Request]))
+	broker := "mqtts://broker.test"
 	plain := serve(t, func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.0 400 Bad Request\r\n\r\n") })
 	silent := serve(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
 	_, port, _ := net.SplitHostPort(address)
@@ -202,9 +213,15 @@ func TestProxyOutOfReach(t *testing.T) {
 	}
 }
 
-// What a hostile or broken proxy says ends the attempt, with a name, and costs no memory.
-func TestHostileProxies(t *testing.T) {
-	w := newWorld(t)
+// proxyCase is what a hostile or broken proxy does.
+type proxyCase struct {
+	proxy func(net.Conn)
+	cause cause.Cause
+	side  cause.Side
+	text  string
+}
+
+func hostileProxies() map[string]proxyCase {
 	says := func(text string) func(net.Conn) {
 		return func(c net.Conn) {
 			_, _ = http.ReadRequest(bufio.NewReader(c))
@@ -223,12 +240,7 @@ func TestHostileProxies(t *testing.T) {
 		}
 	}
 	const network = cause.SideNetwork
-	for name, test := range map[string]struct {
-		proxy func(net.Conn)
-		cause cause.Cause
-		side  cause.Side
-		text  string
-	}{
+	return map[string]proxyCase{
 		"endless header":      {endless("X-Y: z\r\n"), cause.NotProxy, network, "longer than 16384 bytes"},
 		"endless header line": {endless("xxxxxxxx"), cause.NotProxy, network, "longer than 16384 bytes"},
 		"endless 1xx":         {says("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"), cause.ProxyRefused, network, "100 Continue"},
@@ -251,7 +263,13 @@ func TestHostileProxies(t *testing.T) {
 		}, cause.Closed, network, "the proxy closed"},
 		"silence":             {func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }, cause.ProxyUnreachable, network, "did not answer CONNECT in time"},
 		"stops in the header": {says("HTTP/1.1 200 OK\r\nX:"), cause.ProxyUnreachable, network, "did not answer CONNECT in time"},
-	} {
+	}
+}
+
+// What a hostile or broken proxy says ends the attempt, with a name, and costs no memory.
+func TestHostileProxies(t *testing.T) {
+	w := newWorld(t)
+	for name, test := range hostileProxies() {
 		t.Run(name, func(t *testing.T) {
 			w := &world{t: t, ca: w.ca, device: w.device, log: w.log}
 			d := w.dialer(throughProxy("http://user:wr0ng@"+serve(t, test.proxy)), short)
