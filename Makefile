@@ -6,7 +6,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: help build cross deps stepca demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
+.PHONY: help build cross deps peers demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,8 +23,10 @@ cross: ## build the device binary for every architecture into dist/; fail if too
 deps: ## install the Debian packages that tests and benchmarks need; say which
 	@build/deps.sh
 
-stepca: ## build step-ca, which tests enroll at, into .cache/: some minutes, once
+peers: ## bring step-ca, toxiproxy and the schema of Sparkplug B into .cache/, which tests need: some minutes, once
 	@build/stepca.sh
+	@build/toxiproxy.sh
+	@build/sparkplugproto.sh
 
 demo: ## the whole loop on this machine; DEMO_FOR=30s ends by itself with a tally
 	@build/deps.sh demo || echo "demo: going on with what there is"
@@ -36,22 +38,22 @@ test: deps check race test-arm test-arm64 ## everything that must hold: checks, 
 check: ## gofmt, vet, staticcheck, known vulnerabilities
 	@build/check.sh
 
-race: stepca ## only the tests on this machine, with the race detector
+race: peers ## only the tests on this machine, with the race detector
 	@build/test.sh native
 
-test-arm: stepca ## only the tests for ARMv6, under qemu
+test-arm: peers ## only the tests for ARMv6, under qemu
 	@build/test.sh arm
 
-test-arm64: stepca ## only the tests for ARM64, under qemu
+test-arm64: peers ## only the tests for ARM64, under qemu
 	@build/test.sh arm64
 
-e2e: deps stepca ## the built binaries against mosquitto, swtpm, libmodbus, step-ca and openssl, on this machine and on ARM
+e2e: deps peers ## the built binaries against mosquitto, swtpm, libmodbus, step-ca, Chromium and openssl, on this machine and on ARM
 	$(GO) test -count=1 -timeout 30m ./build/e2e
 
 batch: deps ## 100 gateways with 100 TPMs from bare to enrolled, with the minutes that takes
 	E2E_BATCH=100 $(GO) test -count=1 -timeout 30m -v -run '^TestBatch$$' ./build/e2e
 
-soak: deps stepca ## every test SOAK times over (default 20) with -race: what fails seldom fails here
+soak: deps peers ## every test SOAK times over (default 20) with -race: what fails seldom fails here
 	$(GO) test -race -count=$(or $(SOAK),20) -timeout 0 $$($(GO) list ./... | grep -v '/build/e2e$$')
 
 fuzz: ## every fuzz target for FUZZTIME (default 60s)

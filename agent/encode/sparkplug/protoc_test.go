@@ -35,11 +35,11 @@ func schema(t *testing.T) string {
 	file := filepath.Join(dir, ".cache", "sparkplug", "sparkplug_b.desc")
 	text, err := os.ReadFile(file)
 	if err != nil {
-		t.Fatalf("the schema of Sparkplug B is missing; run: build/sparkplugproto.sh (%v)", err)
+		t.Fatalf("the schema of Sparkplug B is missing; run: make peers (%v)", err)
 	}
 	sum := sha256.Sum256(text)
 	if !bytes.Contains(text, []byte("org.eclipse.tahu.protobuf")) || hex.EncodeToString(sum[:]) != schemaSum {
-		t.Fatalf("%s is not Eclipse Tahu's schema; remove it, and run: build/sparkplugproto.sh", file)
+		t.Fatalf("%s is not Eclipse Tahu's schema; remove it, and run: make peers", file)
 	}
 	return file
 }
