@@ -3,6 +3,7 @@ package dial
 import (
 	"crypto/tls"
 	"net"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -23,6 +24,8 @@ type Observer struct {
 	// Wrap gives the connection that TLS to the broker is spoken on, which is raw or a proxy's
 	// tunnel; it may record what goes over it.
 	Wrap func(raw net.Conn) net.Conn
+	// Answered tells the header that a proxy, or the web server before a broker, answered by.
+	Answered func(stage cause.Stage, header http.Header)
 	// TLS is shown, and may change, the configuration before the handshake with the broker.
 	TLS func(config *tls.Config)
 }
@@ -64,5 +67,11 @@ func (o *Observer) wrap(c net.Conn) net.Conn {
 func (o *Observer) tls(config *tls.Config) {
 	if o != nil && o.TLS != nil {
 		o.TLS(config)
+	}
+}
+
+func (o *Observer) answered(stage cause.Stage, header http.Header) {
+	if o != nil && o.Answered != nil {
+		o.Answered(stage, header)
 	}
 }

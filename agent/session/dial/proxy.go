@@ -167,6 +167,7 @@ func (a *attempt) ask() error {
 	case err != nil:
 		return fmt.Errorf("%w: %w", cause.ErrNotProxy, err)
 	}
+	a.observe.answered(cause.StageProxy, answer.Header)
 	// There is no body behind 2xx, whatever the header says, and another is of no use.
 	switch {
 	case answer.StatusCode/100 != 2:

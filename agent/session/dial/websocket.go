@@ -43,6 +43,9 @@ func (a *attempt) upgrade(ctx context.Context) error {
 	if !stop() && err == nil {
 		err = limited.Err()
 	}
+	if answer != nil {
+		a.observe.answered(cause.StageWebSocket, answer.Header)
+	}
 	if err = upgraded(answer, under, err); err != nil {
 		return a.inspected(a.timely(ctx, limited, err, a.Timeouts.WebSocket), a.path.Inspected)
 	}
