@@ -89,7 +89,7 @@ func (c Config) Validate() error {
 	}
 	for _, b := range c.Brokers {
 		if _, err := dial.ParseBroker(b); err != nil {
-			bad(`write it as "mqtts://broker.example:8883"`, "brokers: %q: %w", b, err)
+			bad(`write it as "mqtts://broker.example:8883"`, "brokers: %q: %w", dial.Shown(b), err)
 		}
 	}
 	if err := c.Config.Validate(); err != nil {

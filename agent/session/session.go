@@ -180,7 +180,7 @@ func New(o Options) (*Session, error) {
 	for _, text := range o.Brokers {
 		b, err := dial.ParseBroker(text)
 		if err != nil {
-			return nil, fmt.Errorf("session.brokers: %q: %w", text, err)
+			return nil, fmt.Errorf("session.brokers: %q: %w", dial.Shown(text), err)
 		}
 		s.brokers = append(s.brokers, b)
 	}

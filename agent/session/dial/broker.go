@@ -146,3 +146,30 @@ func (b Broker) ServerName() string {
 	host, _, _ := strings.Cut(b.host, "%")
 	return strings.TrimSuffix(host, ".")
 }
+
+// authority returns what a web server is asked for: the host as certificates know it, and the
+// port unless it is the usual one.
+func (b Broker) authority() string {
+	host := b.ServerName()
+	switch {
+	case b.port != "443":
+		return net.JoinHostPort(host, b.port)
+	case strings.Contains(host, ":"):
+		return "[" + host + "]"
+	}
+	return host
+}
+
+// Shown returns what may be shown of a broker's URL, however wrong it is: no user and no password,
+// which do not belong there.
+func Shown(text string) string {
+	at := strings.LastIndex(text, "@")
+	if at < 0 {
+		return text
+	}
+	scheme, _, found := strings.Cut(text, "://")
+	if !found || len(scheme) > at {
+		return "…" + text[at:]
+	}
+	return scheme + "://…" + text[at:]
+}

@@ -55,6 +55,35 @@ func TestServerNames(t *testing.T) {
 	}
 }
 
+func TestAuthority(t *testing.T) {
+	for text, want := range map[string]string{
+		"wss://broker.test":           "broker.test",
+		"wss://broker.test.:443/x":    "broker.test",
+		"wss://broker.test:8084":      "broker.test:8084",
+		"wss://[2001:db8::1]":         "[2001:db8::1]",
+		"wss://[fe80::1%25eth0]:8084": "[fe80::1]:8084",
+		"wss://bücher.test:443/mqtt":  "xn--bcher-kva.test",
+	} {
+		if got := must[Broker](t)(ParseBroker(text)).authority(); got != want {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+}
+
+func TestShownWithoutPassword(t *testing.T) {
+	for text, want := range map[string]string{
+		"mqtts://broker.test":             "mqtts://broker.test",
+		"mqtts://a:s3cret@broker.test:1":  "mqtts://…@broker.test:1",
+		"mqtts://a:s3c@ret@broker.test":   "mqtts://…@broker.test",
+		"a:s3cret@broker.test":            "…@broker.test",
+		"a:s3cret@broker.test?x=mqtts://": "…@broker.test?x=mqtts://",
+	} {
+		if got := Shown(text); got != want {
+			t.Errorf("%s: %q", text, got)
+		}
+	}
+}
+
 // Whatever the text, what is accepted can be put into a request and a name server's question.
 func FuzzParseBroker(f *testing.F) {
 	for _, text := range []string{"mqtts://broker.test:443?alpn=mqtt", "wss://bücher.test/mqtt", "mqtts://[fe80::1%25eth0]:1", "mqtts://a\r\nb", "mqtts://[::ffff:1.2.3.4]"} {

@@ -32,8 +32,8 @@ type Attempt struct {
 	Address string `json:"address"` // host:port
 	// Error is why it failed, or lost; empty: it won.
 	Error string        `json:"error,omitempty"`
-	Began time.Duration `json:"began"` // after the first
-	Took  time.Duration `json:"took"`
+	Began time.Duration `json:"began_ns"` // after the first
+	Took  time.Duration `json:"took_ns"`
 }
 
 // family names the family of an address.

@@ -39,7 +39,7 @@ func (a *attempt) upgrade(ctx context.Context) error {
 		Subprotocols:      []string{"mqtt"},
 		ReadBufferSize:    4 << 10, WriteBufferSize: frameBuffer,
 	}
-	ws, answer, err := d.DialContext(ctx, "wss://"+a.broker.Address()+a.broker.path, http.Header{"User-Agent": {"ferrule"}})
+	ws, answer, err := d.DialContext(ctx, "wss://"+a.broker.authority()+a.broker.path, http.Header{"User-Agent": {"ferrule"}})
 	if !stop() && err == nil {
 		err = limited.Err()
 	}

@@ -93,6 +93,24 @@ func TestWebSocket(t *testing.T) {
 	})
 }
 
+// What a web server is asked for: the path as it was written, and the host without what only this
+// machine knows.
+func TestUpgradeRequest(t *testing.T) {
+	w := newWorld(t)
+	asked := make(chan *http.Request, 1)
+	address := w.rawWeb(t, func(p *peer) { asked <- p.request; p.accept("mqtt") })
+	_, port, _ := net.SplitHostPort(address)
+	d := w.dialer()
+	d.connect = toward(address)
+	if _, err := w.dial(d, "wss://[::1%25lo]:"+port+"/a%20b/c"); err != nil {
+		t.Fatal(err)
+	}
+	r := <-asked
+	if r.Host != "[::1]:"+port || r.RequestURI != "/a%20b/c" || r.Header.Get("Sec-WebSocket-Protocol") != "mqtt" || r.Header.Get("Origin") != "" {
+		t.Errorf("%s %s %v", r.Host, r.RequestURI, r.Header)
+	}
+}
+
 // A deadline that passes ends the read, and nothing else; one that is set while a read waits
 // counts too.
 func TestWebSocketDeadlines(t *testing.T) {
