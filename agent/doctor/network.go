@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"strings"
 	"sync"
@@ -135,7 +136,15 @@ func (w *way) observer() *dial.Observer {
 			w.recorder.Reset()
 			return w.recorder.Wrap(raw)
 		},
-		TLS: w.openHandshake,
+		Answered: w.noteDate,
+		TLS:      w.openHandshake,
+	}
+}
+
+// noteDate keeps what the other side's clock says: a server that has none sends no Date (RFC 9110, 6.6.1).
+func (w *way) noteDate(_ cause.Stage, header http.Header) {
+	if date, err := http.ParseTime(header.Get("Date")); err == nil {
+		w.facts.Date = date.UTC()
 	}
 }
 

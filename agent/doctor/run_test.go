@@ -1,10 +1,22 @@
 package doctor
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -154,7 +166,11 @@ func TestCausesOfMQTT(t *testing.T) {
 // mosquitto refuses by its access rules.
 func TestMosquittoForbidsSubscribing(t *testing.T) {
 	w := newWorld(t)
-	url, log := w.mosquitto(w.server, w.ca, "use_identity_as_username true", "acl_file /dev/null")
+	rules := filepath.Join(t.TempDir(), "nobody-may.anything")
+	if err := os.WriteFile(rules, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	url, log := w.mosquitto(w.server, w.ca, "use_identity_as_username true", "acl_file "+rules)
 	r := w.run(url)
 	if !log.said("device-1-doctor") {
 		t.Error("mosquitto saw no client device-1-doctor")
@@ -201,3 +217,94 @@ func TestHandedInLayers(t *testing.T) {
 		t.Errorf("failing %s", r.Failing)
 	}
 }
+
+// Through a proxy: it is the proxy that is looked up and connected to, its login stays with it, and its
+// clock is laid beside ours.
+func TestThroughAProxy(t *testing.T) {
+	w := newWorld(t)
+	broker := secure(t, w.server.ServerTLS(w.ca), speaks(good))
+	for name, date := range map[string]time.Time{"right": time.Now(), "another": time.Now().Add(-48 * time.Hour)} {
+		t.Run(name, func(t *testing.T) {
+			proxy := serve(t, func(c net.Conn) {
+				request, err := http.ReadRequest(bufio.NewReader(c))
+				if err != nil {
+					return // somebody only looked whether we listen
+				}
+				to, err := net.Dial("tcp", request.Host)
+				if err != nil {
+					return
+				}
+				defer to.Close()
+				fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nDate: %s\r\n\r\n", date.UTC().Format(http.TimeFormat))
+				go func() { _, _ = io.Copy(to, c); _ = to.Close() }()
+				_, _ = io.Copy(c, to)
+			})
+			r := w.run(broker, func(o *Options) {
+				o.Dial.Proxy = "http://joe:CANARY@" + strings.TrimPrefix(proxy, "mqtts://")
+				o.Explain = true
+			})
+			if _, failed := r.First(); failed || find(t, r, Proxy).State != OK || find(t, r, RoundTrip).State != OK {
+				show(t, r)
+				t.Fatal("state", r.State)
+			}
+			if warned := find(t, r, Clock).State == Warned; warned != (name == "another") {
+				t.Errorf("%+v", find(t, r, Clock))
+			}
+			if text := printed(t, r); strings.Contains(text, "CANARY") || !strings.Contains(text, strings.TrimPrefix(proxy, "mqtts://")) {
+				t.Errorf("%s", text)
+			}
+		})
+	}
+}
+
+// printed is everything that a report can be made into.
+func printed(t testing.TB, r Report) string {
+	t.Helper()
+	var b strings.Builder
+	if err := errors.Join(r.Print(&b, Style{Color: true}), r.Explain(&b), Compare(r, Report{}).Print(&b)); err != nil {
+		t.Fatal(err)
+	}
+	return b.String() + string(must[[]byte](t)(json.Marshal(r))) + fmt.Sprintf("%+v %#v", r, r)
+}
+
+// The secrets of the one connection whose handshake is explained, as the broker wrote them down, are in
+// nothing that comes out of it.
+func TestNoSecretOfTheHandshakeComesOut(t *testing.T) {
+	each(t, func(t *testing.T, version uint16) {
+		w := newWorld(t)
+		var mu sync.Mutex
+		var log bytes.Buffer
+		config := limited(w.server.ServerTLS(w.ca), version)
+		config.KeyLogWriter = writerFunc(func(p []byte) (int, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return log.Write(p)
+		})
+		r := w.run(secure(t, config, speaks(good)), func(o *Options) { o.Explain = true })
+		text := printed(t, r)
+		if r.State != OK || !strings.Contains(text, "Finished") {
+			show(t, r)
+			t.Fatal("the handshake is not explained")
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		n := 0
+		for line := range strings.Lines(log.String()) {
+			secret := strings.Fields(line)[2]
+			raw := must[[]byte](t)(hex.DecodeString(secret))
+			n++
+			for _, way := range []string{secret, strings.ToUpper(secret), string(raw), base64.StdEncoding.EncodeToString(raw), strings.Trim(fmt.Sprint(raw), "[]")} {
+				if strings.Contains(text, way) {
+					t.Errorf("%s comes out", strings.Fields(line)[0])
+				}
+			}
+		}
+		if n == 0 {
+			t.Error("the broker wrote down no secret")
+		}
+	})
+}
+
+type writerFunc func(p []byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
