@@ -366,7 +366,7 @@ func FuzzProxyAnswer(f *testing.F) {
 				_, _ = theirs.Write(answer)
 			}
 		}()
-		a := attempt{broker: Broker{host: "broker.test", port: "1"}, tunnel: ours, via: proxy{host: "proxy.test", port: "1"}}
+		a := attempt{Dialer: new(Dialer), broker: Broker{host: "broker.test", port: "1"}, tunnel: ours, via: proxy{host: "proxy.test", port: "1"}}
 		if err := a.ask(); err != nil {
 			if f := cause.Classify(cause.StageProxy, err); f.Text == "" || f.Hint == "" || f.Cause == cause.Unknown || len(f.Text) > 520 {
 				t.Errorf("%q: %+v", answer, f)
