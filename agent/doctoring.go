@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -157,6 +156,7 @@ type visit struct {
 	clock    *clock.Clock
 	identity *identity.Identity // nil: it could not be opened
 	absent   bool               // the TPM has no SRK, so that opening the key would make one
+	roots    error              // why brokers cannot be judged
 }
 
 func (v *visit) close() {
@@ -171,7 +171,7 @@ func (v *visit) options(brokers []dial.Broker) doctor.Options {
 		Brokers: brokers, Dial: v.config.Session.Config, Alone: func() bool { return !agentRuns(v.config.StateDir) },
 		Settle: v.settle,
 		Checks: []doctor.Check{
-			{Layer: doctor.Configuration, Run: func(context.Context) doctor.Result { return checkFile(v.o.File, v.config) }},
+			{Layer: doctor.Configuration, Run: func(context.Context) doctor.Result { return v.checkFile() }},
 			{Layer: doctor.Disk, Run: func(context.Context) doctor.Result { return checkDisk(v.config) }},
 			{Layer: doctor.TPM, Run: v.checkTPM},
 			{Layer: doctor.Identity, Run: v.checkIdentity},
@@ -187,12 +187,11 @@ func (v *visit) options(brokers []dial.Broker) doctor.Options {
 func (v *visit) believe(o *doctor.Options) {
 	t := trust.Options{FS: v.fsys, StateDir: v.config.StateDir, Clock: v.clock, Log: v.log}
 	roots, err := trust.OpenRoots(trust.RootsConfig{Name: "broker", File: v.config.Session.Roots}, t)
-	if err != nil {
-		o.Brokers = nil // the configuration's check says why
+	if v.roots = err; err != nil {
 		return
 	}
 	o.Roots = roots.Pool
-	revocation, err := trust.NewRevocation(v.config.Revocation, t, trust.HTTP(func() *x509.CertPool { return roots.Pool() }))
+	revocation, err := trust.NewRevocation(v.config.Revocation, t, trust.HTTP(roots.Pool))
 	if err == nil {
 		o.Verify = revocation.Check
 	}
@@ -231,7 +230,7 @@ func (v *visit) checkIdentity(ctx context.Context) doctor.Result {
 	return checkIdentity(id, v.clock.Now())
 }
 
-// agentRuns says whether an agent holds the lock of dir, without taking it.
+// agentRuns says whether an agent holds the lock of dir. It holds the lock itself for a moment.
 func agentRuns(dir string) bool {
 	file, err := os.Open(filepath.Join(dir, "lock"))
 	if err != nil {
@@ -241,9 +240,6 @@ func agentRuns(dir string) bool {
 	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
 	return errors.Is(err, unix.EWOULDBLOCK)
 }
-
-// AgentRuns says whether an agent works on the state directory.
-func AgentRuns(c *config.Config) bool { return agentRuns(c.StateDir) }
 
 // checkRunningLines asks the lines themselves.
 func checkRunningLines(lines []*hw.Line) doctor.Result {

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -26,7 +25,6 @@ import (
 	"ferrule/agent/identity"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session/cause"
-	"ferrule/agent/session/dial"
 	"ferrule/hw"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
@@ -47,17 +45,23 @@ func unreadable(err error) doctor.Result {
 }
 
 // checkFile looks at a configuration that was read.
-func checkFile(file string, c *config.Config) doctor.Result {
-	r := doctor.Result{Saw: []string{file + " can be read"}}
+func (v *visit) checkFile() doctor.Result {
+	r := doctor.Result{Saw: []string{v.o.File + " can be read"}}
+	if v.roots != nil {
+		return r.Fail("roots", onDevice, v.roots.Error(), "name in session.roots a PEM file with the authority that signed the broker's certificate")
+	}
+	if agentRuns(v.config.StateDir) {
+		r.Warn("an agent runs, and does not answer at local.socket: it was not asked", "restart it, or name a socket for it; some of what follows may be its doing")
+	}
 	var plans []hw.Plan
-	for _, line := range c.Lines {
-		l, err := hw.New(line, nil, slog.New(slog.DiscardHandler))
+	for _, line := range v.config.Lines {
+		l, err := hw.New(line, nil, v.log)
 		if err != nil {
 			return r.Fail("configuration", onDevice, err.Error(), "run: ferrule check")
 		}
 		plans = append(plans, l.Plan())
 	}
-	return weighConfig(r, c, plans)
+	return weighConfig(r, v.config, plans)
 }
 
 // checkRunning looks at the configuration that runs, and whether the file says the same still.
@@ -66,6 +70,8 @@ func (a *agent) checkRunning() doctor.Result {
 	switch next, err := a.options.Load(); {
 	case err != nil:
 		r.Warn("the file has a mistake since: "+strings.ReplaceAll(err.Error(), "\n", "; "), "mend it before the agent starts again; see: ferrule check")
+	case a.onTrial != nil:
+		r.Saw = append(r.Saw, "it is on trial")
 	case !reflect.DeepEqual(next, a.config):
 		r.Warn("the file says something else than what runs", "have the agent read it: send it SIGHUP")
 	}
@@ -86,9 +92,6 @@ func weighConfig(r doctor.Result, c *config.Config, plans []hw.Plan) doctor.Resu
 		units += len(line.Units)
 	}
 	r.Saw = append(r.Saw, fmt.Sprintf("lines: %d, units: %d, brokers: %d, window: %d messages", len(c.Lines), units, len(c.Session.Brokers), c.Session.Window))
-	if _, err := dial.ReadRoots(c.Session.Roots); err != nil {
-		return r.Fail("roots", onDevice, err.Error(), hint.Of(err))
-	}
 	if w := c.Session.Window; w < leastWindow || w > mostWindow {
 		r.Warn(fmt.Sprintf("session.window is %d: clouds allow %d to %d messages in flight", w, leastWindow, mostWindow), "set session.window to 64")
 	}

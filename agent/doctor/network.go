@@ -64,6 +64,7 @@ type way struct {
 	took     map[cause.Stage]time.Duration
 	tried    []dial.Attempt
 	probes   *probes
+	first    *handshake.Transcript // where another handshake was tried after it
 }
 
 func newWay(o *Options, b dial.Broker) *way {
@@ -207,6 +208,7 @@ func (w *way) tryClassic(ctx context.Context, failure cause.Failure) cause.Failu
 	first := handshake.Read(w.recorder, w.keys)
 	config := w.o.Dial
 	config.PostQuantum = dial.PostQuantumNever
+	w.first = &first
 	conn, err := w.dial(ctx, config)
 	if err != nil {
 		return failure
@@ -222,8 +224,12 @@ func (w *way) tryClassic(ctx context.Context, failure cause.Failure) cause.Failu
 	return failure
 }
 
-// read reads what was recorded.
+// read reads what was recorded of the handshake that counts.
 func (w *way) read() {
+	if w.first != nil {
+		w.facts.Handshake = *w.first
+		return
+	}
 	w.facts.Handshake = handshake.Read(w.recorder, w.keys)
 }
 

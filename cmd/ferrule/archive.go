@@ -127,7 +127,7 @@ func environmentSecrets() (secrets []string) {
 		}
 		if u.User != nil {
 			password, _ := u.User.Password()
-			secrets = append(secrets, u.User.Username(), password, u.User.Username()+":"+password)
+			secrets = append(secrets, password, u.User.Username()+":"+password)
 		}
 	}
 	return secrets

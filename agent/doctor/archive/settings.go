@@ -98,7 +98,11 @@ func (w *writer) command(name string, v reflect.Value) {
 			continue
 		}
 		fmt.Fprintf(&w.text, "%s[%d] = %s\n", name, i, Removed)
-		w.secrets = append(w.secrets, text)
+		if !strings.HasPrefix(text, "-") && !strings.HasPrefix(text, "/") { // options and files stand elsewhere, too
+			w.secrets = append(w.secrets, text)
+		} else if _, value, ok := strings.Cut(text, "="); ok {
+			w.secrets = append(w.secrets, value)
+		}
 	}
 }
 
@@ -110,7 +114,7 @@ func (w *writer) value(name, text string) {
 	}
 	if u, err := url.Parse(text); err == nil && u.User != nil {
 		password, _ := u.User.Password()
-		w.secrets = append(w.secrets, u.User.Username(), password, u.User.Username()+":"+password)
+		w.secrets = append(w.secrets, password, u.User.Username()+":"+password) // the name alone is a word like others
 		u.User = nil
 		text = strings.Replace(u.String(), "://", "://"+Removed+"@", 1)
 	} else if at := strings.LastIndexByte(text, '@'); err != nil && at >= 0 && strings.Contains(text[:at], "://") {
