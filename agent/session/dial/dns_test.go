@@ -45,12 +45,15 @@ func dnsServer(t testing.TB, silent func(name string, six bool) bool, find func(
 		a, err := new(net.Dialer).DialContext(ctx, "udp", c.LocalAddr().String())
 		mu.Lock()
 		defer mu.Unlock()
-		if err == nil && over {
+		if err != nil {
+			return nil, err
+		}
+		if over {
 			_ = a.Close()
 			return nil, net.ErrClosed
 		}
 		asking = append(asking, a)
-		return a, err
+		return a, nil
 	}}
 }
 
