@@ -4,6 +4,8 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 # The time of the commit, not of the build: two builds of one commit are the same bytes.
 BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --format=%cd 2>/dev/null)
+# Nobody here speaks HTTP/2, which is half a megabyte of a gateway's flash.
+TAGS     = nethttpomithttp2
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
 .PHONY: help build cross deps peers demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
@@ -12,13 +14,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: ## build every program for this machine into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 	@if command -v gcc >/dev/null; then \
-	  CGO_ENABLED=1 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/ferrule-p11; \
+	  CGO_ENABLED=1 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/ferrule-p11; \
 	else echo "build: there is no gcc, so ferrule-p11 was left out"; fi
 
 cross: ## build the device binary for every architecture into dist/; fail if too large or not static
-	@build/cross.sh '$(LDFLAGS)'
+	@build/cross.sh '$(LDFLAGS)' $(TAGS)
 
 deps: ## install the Debian packages that tests and benchmarks need; say which
 	@build/deps.sh
@@ -30,7 +32,7 @@ peers: ## bring step-ca, toxiproxy and the schema of Sparkplug B into .cache/, w
 
 demo: ## the whole loop on this machine; DEMO_FOR=30s ends by itself with a tally
 	@build/deps.sh demo || echo "demo: going on with what there is"
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/ferrule ./cmd/ferrule-demo
+	@CGO_ENABLED=0 $(GO) build -trimpath -tags $(TAGS) -ldflags '$(LDFLAGS)' -o bin/ ./cmd/ferrule ./cmd/ferrule-demo
 	@bin/ferrule-demo
 
 test: deps check race test-arm test-arm64 ## everything that must hold: checks, tests with -race, tests on ARM

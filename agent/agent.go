@@ -210,8 +210,8 @@ func (a *agent) openLocal() {
 	a.local = local.New(a.config.Local, local.Backend{
 		Status:  func() any { return a.status() },
 		Metrics: func(w io.Writer) { writeMetrics(w, a.status()) },
-		Command: func(ctx context.Context, _ local.Caller, name string, args json.RawMessage) (any, error) {
-			return a.commands.Local(ctx, name, args)
+		Command: func(ctx context.Context, by local.Caller, name string, args json.RawMessage) (any, error) {
+			return a.commands.Local(ctx, by.String(), name, args)
 		},
 		Page:     page.Handler(),
 		StateDir: a.config.StateDir,

@@ -2,11 +2,11 @@
 # Builds the device binary for every architecture into dist/, prints the sizes, and fails when
 # one is not static or the one for ARMv7 is larger than a gateway's flash should have to hold.
 #
-#   build/cross.sh LDFLAGS
+#   build/cross.sh LDFLAGS TAGS
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-ldflags=$1
+ldflags=$1 tags=$2
 most_armv7=14000000 # bytes: what a gateway's flash should have to hold, updates included
 command -v readelf >/dev/null || { echo "cross: readelf is missing; run: make deps" >&2; exit 1; }
 
@@ -15,7 +15,7 @@ mkdir -p dist
 for target in "armv6 arm 6" "armv7 arm 7" "arm64 arm64" "riscv64 riscv64" "amd64 amd64"; do
   read -r name arch arm <<<"$target"
   out=dist/ferrule-$name
-  CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOARM=${arm:-} go build -trimpath -ldflags "$ldflags" -o "$out" ./cmd/ferrule
+  CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOARM=${arm:-} go build -trimpath -tags "$tags" -ldflags "$ldflags" -o "$out" ./cmd/ferrule
   size=$(stat -c %s "$out")
   note=static
   if readelf -lW "$out" | grep -Eq '^ *(INTERP|DYNAMIC) '; then

@@ -113,8 +113,9 @@ func Arguments(args json.RawMessage, v any) error {
 	return nil
 }
 
-// Local executes a command of the local API; the socket's mode has authorised it.
-func (x *Executor) Local(ctx context.Context, name string, args json.RawMessage) (any, error) {
+// Local executes a command of the local API, which has authorised it: by the socket's mode, or by
+// the role of a certificate. by is who asked, for the audit log.
+func (x *Executor) Local(ctx context.Context, by, name string, args json.RawMessage) (any, error) {
 	c, known := x.Table[name]
 	if !known {
 		return nil, Refuse("unknown-command", "there is no command %q", name)
@@ -127,7 +128,7 @@ func (x *Executor) Local(ctx context.Context, name string, args json.RawMessage)
 	}
 	result, err := x.run(ctx, name, c, args)
 	if c.Acts {
-		x.note(ctx, op, authorize.Decision{}, err, slog.String("by", "local"))
+		x.note(ctx, op, authorize.Decision{}, err, slog.String("by", by))
 	}
 	return result, err
 }

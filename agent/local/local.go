@@ -28,7 +28,6 @@ import (
 const (
 	maxBody        = 64 << 10
 	maxCommands    = 8 // at once, of clients of the listener
-	maxStreams     = 16
 	headerTimeout  = 5 * time.Second
 	bodyTimeout    = 10 * time.Second
 	commandTimeout = 30 * time.Second
@@ -45,6 +44,14 @@ type Caller struct {
 	Name string
 	// Source is the address of a client of the listener, "" on the unix socket.
 	Source string
+}
+
+// String is the caller in one word or two: "ou:operators (operator) 192.168.1.7", "socket:uid=0".
+func (c Caller) String() string {
+	if c.Source == "" {
+		return c.Name
+	}
+	return c.Name + " (" + c.Role.String() + ") " + c.Source
 }
 
 // Backend is what the API shows and does; the agent hands it in.
@@ -128,6 +135,8 @@ func (s *Server) Run(ctx context.Context) error {
 
 // newHTTP is the HTTP server of both: every wait for a client has an end.
 func (s *Server) newHTTP(ctx context.Context) *http.Server {
+	http1 := new(http.Protocols)
+	http1.SetHTTP1(true)
 	return &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: headerTimeout,
@@ -135,13 +144,8 @@ func (s *Server) newHTTP(ctx context.Context) *http.Server {
 		WriteTimeout:      answerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    16 << 10,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams: maxStreams, MaxReadFrameSize: 16 << 10,
-			MaxReceiveBufferPerConnection: 128 << 10, MaxReceiveBufferPerStream: maxBody,
-			MaxDecoderHeaderTableSize: 4 << 10, MaxEncoderHeaderTableSize: 4 << 10,
-			SendPingTimeout: keepalive, PingTimeout: writeTimeout, WriteByteTimeout: writeTimeout,
-		},
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		Protocols:         http1,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		// Requests end with ctx, so that a watcher of /readings does not hold the agent.
 		BaseContext: func(net.Listener) context.Context { return ctx },
 	}

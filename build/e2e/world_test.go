@@ -66,7 +66,7 @@ func build(t *testing.T, program string, on target) []string {
 	key := program + "-" + on.name
 	if _, done := builds.made[key]; !done {
 		path := filepath.Join(builds.dir, key)
-		command := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", path, "ferrule/cmd/"+program)
+		command := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-tags", "nethttpomithttp2", "-o", path, "ferrule/cmd/"+program)
 		command.Env = append(append(os.Environ(), "CGO_ENABLED=0"), on.env...)
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Fatalf("building %s for %s: %v\n%s", program, on.name, err, out)

@@ -43,6 +43,9 @@ func runCheck(_ context.Context, e *env) error {
 			fmt.Fprint(e.stdout, plan)
 		}
 	}
+	if err := c.Local.Probe(c.StateDir); err != nil {
+		fmt.Fprintf(e.stderr, "ferrule: warning: nobody could use the listener on this machine: %v\n", err)
+	}
 	for _, sentence := range c.Local.Advice() {
 		fmt.Fprintf(e.stderr, "ferrule: note: %s\n", sentence)
 	}

@@ -205,7 +205,7 @@ func TestWhatIsOffered(t *testing.T) {
 		{"RSA key exchange only", "tls: handshake failure", listener.Cipher, "no cipher suite", func(o *tls.Config) {
 			o.MaxVersion, o.CipherSuites = tls.VersionTLS12, []uint16{tls.TLS_RSA_WITH_AES_128_GCM_SHA256}
 		}},
-		{"ALPN mqtt", "tls: no application protocol", listener.Protocol, "neither h2 nor http/1.1", func(o *tls.Config) { o.NextProtos = []string{"mqtt"} }},
+		{"ALPN mqtt", "tls: no application protocol", listener.Protocol, "does not offer http/1.1", func(o *tls.Config) { o.NextProtos = []string{"mqtt"} }},
 		{"our certificate refused", "tls: failed to verify certificate: x509: certificate is valid for", listener.RefusedByClient, "the client refused", func(o *tls.Config) {
 			o.InsecureSkipVerify, o.ServerName = false, "else.example"
 		}},
@@ -222,7 +222,7 @@ func TestWhatIsOffered(t *testing.T) {
 		})
 	}
 	for name, change := range map[string]func(*tls.Config){
-		"h2":     func(o *tls.Config) { o.NextProtos = []string{"h2", "http/1.1"} },
+		"page":   func(o *tls.Config) { o.NextProtos = []string{"h2", "http/1.1"} },
 		"P-256":  func(o *tls.Config) { o.CurvePreferences = []tls.CurveID{tls.CurveP256} },
 		"ML-KEM": func(o *tls.Config) { o.CurvePreferences = []tls.CurveID{tls.X25519MLKEM768} },
 		"ChaCha": func(o *tls.Config) {

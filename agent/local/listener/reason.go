@@ -119,7 +119,7 @@ var texts = [...]struct{ part, cause, say string }{
 	{"client didn't provide a certificate", NoCertificate, "showed no certificate"},
 	{"unsupported versions", Version, "offers no TLS version from 1.2 on"},
 	{"protocol version not supported", Version, "offers no TLS version from 1.2 on"},
-	{"unsupported application protocol", Protocol, "offers neither h2 nor http/1.1"},
+	{"unsupported application protocol", Protocol, "does not offer http/1.1"},
 	{"no cipher suite supported", Cipher, "shares no cipher suite with us"},
 	{"no key exchanges supported", Cipher, "shares no key exchange with us"},
 	{"no ECDHE curve supported", Cipher, "shares no key exchange with us"},
