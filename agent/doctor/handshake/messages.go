@@ -184,12 +184,10 @@ func (p *reader) serverHello(c *cursor) (name string, details []string, good boo
 	if !good && c.bad && random == nil {
 		return name, nil, false
 	}
-	retry := bytes.Equal(random, retryRandom[:])
-	if retry {
-		name = "HelloRetryRequest"
+	if bytes.Equal(random, retryRandom[:]) {
 		t.Retried = groupName(group)
-		details = append(details, fmt.Sprintf("the broker wants %s, of which the device had sent no share: one round trip more", t.Retried))
-		return name, append(details, list("extensions", order)), good
+		text := fmt.Sprintf("the broker wants %s, of which the device had sent no share: one round trip more", t.Retried)
+		return "HelloRetryRequest", []string{text, list("extensions", order)}, good
 	}
 	t.version, p.suite = version, suite
 	t.Version, t.Suite = versionName(version), suiteName(suite)
