@@ -24,13 +24,13 @@ import (
 	"ferrule/agent/command/authorize"
 	"ferrule/agent/command/journal"
 	"ferrule/agent/config"
+	"ferrule/agent/config/trial"
 	"ferrule/agent/encode"
 	"ferrule/agent/identity"
 	"ferrule/agent/local"
 	"ferrule/agent/local/page"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
-	"ferrule/agent/trial"
 	"ferrule/hw"
 	"ferrule/internal/disk"
 )
@@ -124,7 +124,7 @@ type agent struct {
 	lock        *os.File
 	clock       *clock.Clock
 	identity    *identity.Identity
-	outbox      *outbox.Lanes
+	outbox      *outbox.Outbox
 	encoder     *encode.Encoder
 	lines       []*hw.Line
 	session     *session.Session
@@ -251,7 +251,7 @@ func (a *agent) openOutbox(fsys disk.FS) (err error) {
 	for _, line := range a.config.Lines {
 		o.Lines = append(o.Lines, outbox.LineConfig{Name: line.Name, Urgent: line.Priority == hw.Urgent, MaxAge: line.MaxAge.Std()})
 	}
-	a.outbox, err = outbox.OpenLanes(o)
+	a.outbox, err = outbox.Open(o)
 	return err
 }
 

@@ -15,7 +15,7 @@ import (
 	"ferrule/agent/command"
 	"ferrule/agent/command/authorize"
 	"ferrule/agent/config"
-	"ferrule/agent/trial"
+	"ferrule/agent/config/trial"
 	"ferrule/hw"
 	"ferrule/internal/hint"
 	"ferrule/internal/strict"

@@ -150,7 +150,7 @@ var rooms = map[string]arrows{
 	},
 	"agent/doctor/archive":   {},
 	"agent/doctor/handshake": {},
-	"agent/trial":            {},
+	"agent/config/trial":     {},
 	"agent/trust":            {},
 
 	"hw": {
@@ -210,7 +210,7 @@ var libraries = map[string]library{
 	"github.com/google/go-tpm":             {by: []string{"tpm", "tpm/attest", "tpm/tpmtest"}, why: "one tree owns the TPM's wire format"},
 	"github.com/gorilla/websocket":         {by: []string{"agent/local", "agent/session/dial"}, tests: true, why: "WebSocket, of the listener and to brokers"},
 	"github.com/miekg/pkcs11":              {by: []string{"cmd/ferrule-p11"}, why: "cgo, in the one program that may use it"},
-	"github.com/klauspost/compress":        {by: []string{"agent/encode", "docs/examples/consumer"}, tests: true, why: "zstd has one door"},
+	"github.com/klauspost/compress":        {by: []string{"build/bench", "agent/encode", "docs/examples/consumer"}, tests: true, why: "zstd has one door"},
 	"github.com/mochi-mqtt/server/v2":      {by: []string{"agent/agenttest"}, why: "the broker of the cloud in a box"},
 	"github.com/pelletier/go-toml/v2":      {by: []string{"internal/strict"}, why: "reads the configuration and the profiles"},
 	"github.com/rogpeppe/go-internal":      {tests: true, why: "testscript runs the real programs"},

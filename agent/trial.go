@@ -18,8 +18,8 @@ import (
 	"ferrule/agent/audit"
 	"ferrule/agent/command"
 	"ferrule/agent/config"
+	"ferrule/agent/config/trial"
 	"ferrule/agent/session"
-	"ferrule/agent/trial"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )

@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"ferrule/agent/agenttest"
+	"ferrule/agent/config/trial"
 	"ferrule/agent/session"
-	"ferrule/agent/trial"
 	"ferrule/internal/disk"
 )
 

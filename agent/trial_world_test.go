@@ -18,8 +18,8 @@ import (
 
 	"ferrule/agent/agenttest"
 	"ferrule/agent/config"
+	"ferrule/agent/config/trial"
 	"ferrule/agent/local"
-	"ferrule/agent/trial"
 	"ferrule/hw/hwtest"
 	"ferrule/hw/modbus"
 )

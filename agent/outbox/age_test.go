@@ -29,7 +29,7 @@ func (w *watch) now() (time.Time, bool) { return time.Now().Add(w.ahead), w.trus
 
 func openBy(t tester, d *disktest.Disk, w *watch, lines ...outbox.LineConfig) *box {
 	t.Helper()
-	lanes, err := outbox.OpenLanes(outbox.Options{FS: d, Dir: dir, Config: small(), Lines: lines, Now: w.now, Log: quiet})
+	lanes, err := outbox.Open(outbox.Options{FS: d, Dir: dir, Config: small(), Lines: lines, Now: w.now, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +282,7 @@ func TestStaleEntriesAreReadOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := outbox.Default()
 		d, w := newDisk(t), &watch{trusted: true}
-		lanes, err := outbox.OpenLanes(outbox.Options{FS: d, Dir: dir, Config: c, Lines: []outbox.LineConfig{fleeting}, Now: w.now, Log: quiet})
+		lanes, err := outbox.Open(outbox.Options{FS: d, Dir: dir, Config: c, Lines: []outbox.LineConfig{fleeting}, Now: w.now, Log: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,7 +31,7 @@ type aside struct {
 // SetAside takes an entry that cannot be delivered out of the queue: it is kept in a file of bounded
 // size, counted, and never sent again. The others keep their order. An id that was never handed out, or
 // is acknowledged, is ignored.
-func (s *Lanes) SetAside(id uint64, reason string) {
+func (s *Outbox) SetAside(id uint64, reason string) {
 	e, ok := s.takeOut(id)
 	if !ok {
 		return

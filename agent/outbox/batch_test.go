@@ -25,7 +25,7 @@ type asked struct {
 func ask(ctx context.Context, o *box, w outbox.Want) <-chan asked {
 	got := make(chan asked, 1)
 	go func() {
-		run, err := o.Lanes.Next(ctx, w)
+		run, err := o.Outbox.Next(ctx, w)
 		got <- asked{run, err, time.Now()}
 	}()
 	synctest.Wait()
@@ -191,7 +191,7 @@ func TestABatchWakesSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var looks atomic.Int64
 		var appending atomic.Bool
-		lanes, err := outbox.OpenLanes(outbox.Options{
+		lanes, err := outbox.Open(outbox.Options{
 			FS: newDisk(t), Dir: dir, Config: outbox.Default(), Log: quiet,
 			Now: func() (time.Time, bool) {
 				if !appending.Load() {

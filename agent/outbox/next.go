@@ -8,7 +8,7 @@ import (
 // Next hands out the next entries, the urgent ones first, and waits for the first. They are in flight
 // until Ack, SetAside or Rewind; Next may be called again before. The error is ErrClosed or that of
 // ctx.
-func (s *Lanes) Next(ctx context.Context, w Want) ([]Entry, error) {
+func (s *Outbox) Next(ctx context.Context, w Want) ([]Entry, error) {
 	w.Entries = max(w.Entries, 1)
 	for {
 		if err := ctx.Err(); err != nil {
@@ -39,7 +39,7 @@ type step struct {
 }
 
 // wait returns when it is time to look again. handOut has counted the one who waits.
-func (s *Lanes) wait(ctx context.Context, next step) {
+func (s *Outbox) wait(ctx context.Context, next step) {
 	var due <-chan time.Time
 	if next.wait == aBatch {
 		timer := time.NewTimer(next.atMost)
@@ -58,7 +58,7 @@ func (s *Lanes) wait(ctx context.Context, next step) {
 }
 
 // handOut returns a run, or what has to be done first.
-func (s *Lanes) handOut(w Want) ([]Entry, step) {
+func (s *Outbox) handOut(w Want) ([]Entry, step) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {

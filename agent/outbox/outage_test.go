@@ -111,7 +111,7 @@ func (w *outage) end() (drained int) {
 func TestSurvivorsTakeTheirOwnMemoryOnly(t *testing.T) {
 	for _, where := range []string{"disk", "memory"} {
 		t.Run(where, func(t *testing.T) {
-			lanes, err := outbox.OpenLanes(outbox.Options{
+			lanes, err := outbox.Open(outbox.Options{
 				FS: disk.OS(), Dir: filepath.Join(t.TempDir(), "outbox"), Config: outbox.Default(), Log: quiet,
 				Lines: []outbox.LineConfig{{Name: "brief", MaxAge: time.Nanosecond}},
 			})

@@ -56,7 +56,7 @@ type LineConfig struct {
 	MaxAge time.Duration
 }
 
-// Options is what Lanes are made of.
+// Options is what an Outbox is made of.
 type Options struct {
 	FS     disk.FS
 	Dir    string // of the outbox; the urgent lane has a folder in it
@@ -81,15 +81,15 @@ type Want struct {
 	Urgent bool
 }
 
-// Lanes is the outbox. It is safe for concurrent use.
-type Lanes struct{ *common }
+// Outbox is the queue: an urgent lane, where a line is urgent, and the normal one. It is safe for concurrent use.
+type Outbox struct{ *common }
 
 // urgentName is the folder of the urgent lane, in that of the outbox, which is the normal lane's.
 const urgentName = "urgent"
 
-// OpenLanes opens the outbox in o.Dir, whatever state it is in. A disk that cannot be used is no error: the
+// Open opens the outbox in o.Dir, whatever state it is in. A disk that cannot be used is no error: the
 // outbox then works in memory, Status says so, and Run goes on trying.
-func OpenLanes(o Options) (*Lanes, error) {
+func Open(o Options) (*Outbox, error) {
 	if err := o.Config.Validate(); err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func OpenLanes(o Options) (*Lanes, error) {
 		done:        make(chan struct{}),
 	}
 	c.openLanes(o.Dir, urgent)
-	return &Lanes{c}, nil
+	return &Outbox{c}, nil
 }
 
 // openLanes takes over what earlier starts left, and finds this one's number.
@@ -138,14 +138,14 @@ func (c *common) openLanes(dir string, urgent bool) {
 }
 
 // Boot is the number of this start. No two starts have the same.
-func (s *Lanes) Boot() uint64 { return s.boot }
+func (s *Outbox) Boot() uint64 { return s.boot }
 
 // Append adds one entry. encode is called under the outbox's lock with the entry's number, to append
 // the payload to dst; it must not keep dst if it appends nothing. With sync = "always" the entry is
 // durable when Append returns, unless the disk fails, which Status tells.
 // What when_full refuses is counted and named in Status, and is no error. The error is ErrClosed, or
 // that of ctx where when_full = "block" has waited for room in vain.
-func (s *Lanes) Append(ctx context.Context, line string, encode func(dst []byte, seq uint64) (topic string, payload []byte)) error {
+func (s *Outbox) Append(ctx context.Context, line string, encode func(dst []byte, seq uint64) (topic string, payload []byte)) error {
 	l, p := s.normal, s.policies[line]
 	if p != nil && p.urgent {
 		l = s.route(p)
@@ -155,7 +155,7 @@ func (s *Lanes) Append(ctx context.Context, line string, encode func(dst []byte,
 
 // Ack acknowledges id and everything handed out before it. What is not in flight stays: an
 // acknowledgement that comes after Rewind is of a connection that has ended.
-func (s *Lanes) Ack(id uint64) {
+func (s *Outbox) Ack(id uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.lanes {
@@ -166,7 +166,7 @@ func (s *Lanes) Ack(id uint64) {
 
 // Rewind says that the connection has ended: everything not acknowledged is handed out again, in
 // order.
-func (s *Lanes) Rewind() {
+func (s *Outbox) Rewind() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.lanes {
@@ -177,7 +177,7 @@ func (s *Lanes) Rewind() {
 }
 
 // Run writes and syncs what is due until ctx ends, and then what is left.
-func (s *Lanes) Run(ctx context.Context) error {
+func (s *Outbox) Run(ctx context.Context) error {
 	var others sync.WaitGroup
 	defer others.Wait()
 	if s.urgent != nil {
@@ -188,7 +188,7 @@ func (s *Lanes) Run(ctx context.Context) error {
 }
 
 // Sync makes everything durable now.
-func (s *Lanes) Sync() error {
+func (s *Outbox) Sync() error {
 	var errs []error
 	for _, l := range s.lanes {
 		errs = append(errs, l.sync())
@@ -197,7 +197,7 @@ func (s *Lanes) Sync() error {
 }
 
 // Close makes durable what is left and closes the files. The error says what could not be.
-func (s *Lanes) Close() error {
+func (s *Outbox) Close() error {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()

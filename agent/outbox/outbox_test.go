@@ -47,10 +47,10 @@ func newDisk(t tester) *disktest.Disk {
 }
 
 // box has a shorter Next.
-type box struct{ *outbox.Lanes }
+type box struct{ *outbox.Outbox }
 
 func (b *box) Next(ctx context.Context, entries, bytes int) ([]outbox.Entry, error) {
-	return b.Lanes.Next(ctx, outbox.Want{Entries: entries, Bytes: bytes})
+	return b.Outbox.Next(ctx, outbox.Want{Entries: entries, Bytes: bytes})
 }
 
 func open(t tester, fsys disk.FS, c outbox.Config, lines ...outbox.LineConfig) *box {
@@ -63,7 +63,7 @@ func open(t tester, fsys disk.FS, c outbox.Config, lines ...outbox.LineConfig) *
 }
 
 func tryOpen(fsys disk.FS, dir string, c outbox.Config, lines ...outbox.LineConfig) (*box, error) {
-	lanes, err := outbox.OpenLanes(outbox.Options{FS: fsys, Dir: dir, Config: c, Lines: lines, Log: quiet})
+	lanes, err := outbox.Open(outbox.Options{FS: fsys, Dir: dir, Config: c, Lines: lines, Log: quiet})
 	return &box{lanes}, err
 }
 

@@ -92,7 +92,7 @@ type problem struct {
 }
 
 // Status returns the state of the outbox.
-func (s *Lanes) Status() Status {
+func (s *Outbox) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Status{

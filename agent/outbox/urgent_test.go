@@ -15,7 +15,7 @@ import (
 func TestUrgentEntriesAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(t)
-		lanes, err := outbox.OpenLanes(outbox.Options{FS: d, Dir: dir, Config: outbox.Default(), Lines: []outbox.LineConfig{alarms}, Log: quiet})
+		lanes, err := outbox.Open(outbox.Options{FS: d, Dir: dir, Config: outbox.Default(), Lines: []outbox.LineConfig{alarms}, Log: quiet})
 		if err != nil {
 			t.Fatal(err)
 		}

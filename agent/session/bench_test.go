@@ -25,7 +25,7 @@ func benchmarkPublish(b *testing.B, change ...func(*Options)) {
 	w := newWorld(b)
 	config := outbox.Default()
 	config.MaxBytes, config.WhenFull = 16<<20, outbox.Block
-	w.outbox = must[*outbox.Lanes](b)(outbox.OpenLanes(outbox.Options{FS: disk.OS(), Dir: b.TempDir(), Config: config, Log: w.log.logger()}))
+	w.outbox = must[*outbox.Outbox](b)(outbox.Open(outbox.Options{FS: disk.OS(), Dir: b.TempDir(), Config: config, Log: w.log.logger()}))
 	b.Cleanup(func() { _ = w.outbox.Close() })
 	m := w.startMosquitto("max_inflight_messages 0", "max_queued_messages 0")
 	end := w.subscribe(m, "readings/#", "%p")

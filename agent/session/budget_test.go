@@ -176,7 +176,7 @@ func FuzzBudget(f *testing.F) {
 func TestReadingsWaitWhenTheDayIsUsedUp(t *testing.T) {
 	w := newWorld(t)
 	b, got := w.broker()
-	lanes := must[*outbox.Lanes](t)(outbox.OpenLanes(outbox.Options{
+	lanes := must[*outbox.Outbox](t)(outbox.Open(outbox.Options{
 		FS: disk.OS(), Dir: t.TempDir(), Config: outbox.Default(), Lines: []outbox.LineConfig{{Name: "alarm", Urgent: true}}, Log: w.log.logger()}))
 	t.Cleanup(func() { _ = lanes.Close() })
 	var ahead atomic.Int64

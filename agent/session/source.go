@@ -8,7 +8,7 @@ import (
 	"ferrule/agent/outbox"
 )
 
-// Source holds what is owed to the broker; outbox.Lanes implements it.
+// Source holds what is owed to the broker; outbox.Outbox implements it.
 type Source interface {
 	// Boot is the number of this start, for the status messages.
 	Boot() uint64

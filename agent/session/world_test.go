@@ -63,7 +63,7 @@ type world struct {
 	server   *agenttest.Issued
 	device   *agenttest.Issued
 	identity *identity.Identity
-	outbox   *outbox.Lanes
+	outbox   *outbox.Outbox
 	log      *testLog
 }
 
@@ -94,7 +94,7 @@ func (w *world) open(c identity.Config) *identity.Identity {
 }
 
 func (w *world) withOutbox() *world {
-	w.outbox = must[*outbox.Lanes](w.t)(outbox.OpenLanes(outbox.Options{
+	w.outbox = must[*outbox.Outbox](w.t)(outbox.Open(outbox.Options{
 		FS: disk.OS(), Dir: filepath.Join(w.dir, "outbox"), Config: outbox.Default(), Log: w.log.logger()}))
 	w.t.Cleanup(func() { _ = w.outbox.Close() })
 	return w

@@ -41,27 +41,37 @@ type carrier struct {
 func publish(args []string) int {
 	var c carrier
 	flags := flag.NewFlagSet("publish", flag.ContinueOnError)
+	c.flags(flags)
+	flags.IntVar(&c.messages, "messages", 0, "how many messages")
+	if err := flags.Parse(args); err != nil {
+		return 2
+	}
+	return c.run(c.session, c.load)
+}
+
+// flags are those of every child that carries.
+func (c *carrier) flags(flags *flag.FlagSet) {
 	flags.StringVar(&c.state, "state", "", "state directory")
 	flags.StringVar(&c.broker, "broker", "", "URL of the broker")
 	flags.StringVar(&c.roots, "roots", "", "file of the broker's CA")
 	flags.StringVar(&c.cert, "cert", "", "file of the certificate")
 	flags.StringVar(&c.key, "key", "", "file of the key")
 	flags.StringVar(&c.begin, "begin", "", "file whose making starts the load")
-	flags.IntVar(&c.messages, "messages", 0, "how many messages")
 	flags.BoolVar(&c.batch, "batch", false, "join entries that wait")
-	if err := flags.Parse(args); err != nil {
-		return 2
-	}
+}
+
+// run carries what load appends, over the session that open makes, and returns the exit code.
+func (c *carrier) run(open func(*identity.Identity, *outbox.Outbox, *slog.Logger) (*session.Session, error), load func(context.Context, *outbox.Outbox) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := c.run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+	if err := c.carry(ctx, open, load); err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Println("error:", err)
 		return 1
 	}
 	return 0
 }
 
-func (c *carrier) run(ctx context.Context) error {
+func (c *carrier) carry(ctx context.Context, open func(*identity.Identity, *outbox.Outbox, *slog.Logger) (*session.Session, error), load func(context.Context, *outbox.Outbox) error) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	fsys := disk.OS()
 	id, err := identity.Open(ctx, identity.Config{TPM: "none", Key: "file:" + c.key, Certificate: c.cert, AllowSoftwareKey: true},
@@ -70,12 +80,12 @@ func (c *carrier) run(ctx context.Context) error {
 		return err
 	}
 	defer id.Close()
-	out, err := outbox.OpenLanes(outbox.Options{FS: fsys, Dir: filepath.Join(c.state, "outbox"), Config: outbox.Default(), Log: log})
+	out, err := outbox.Open(outbox.Options{FS: fsys, Dir: filepath.Join(c.state, "outbox"), Config: outbox.Default(), Log: log})
 	if err != nil {
 		return err
 	}
 	defer out.Close()
-	uplink, err := c.session(id, out, log)
+	uplink, err := open(id, out, log)
 	if err != nil {
 		return err
 	}
@@ -89,10 +99,10 @@ func (c *carrier) run(ctx context.Context) error {
 		return fmt.Errorf("connecting: %w: %+v", err, uplink.Status().LastFailure)
 	}
 	fmt.Println("session up")
-	return c.load(ctx, out)
+	return load(ctx, out)
 }
 
-func (c *carrier) session(id *identity.Identity, out *outbox.Lanes, log *slog.Logger) (*session.Session, error) {
+func (c *carrier) session(id *identity.Identity, out *outbox.Outbox, log *slog.Logger) (*session.Session, error) {
 	o := session.Options{
 		Config: session.Default(), Identity: id, Source: out, Log: log,
 		Handle:        func(context.Context, session.Command) (string, []byte) { return "", nil },
@@ -111,7 +121,7 @@ func (c *carrier) session(id *identity.Identity, out *outbox.Lanes, log *slog.Lo
 }
 
 // load appends what was asked for and waits until the broker has acknowledged all of it.
-func (c *carrier) load(ctx context.Context, out *outbox.Lanes) error {
+func (c *carrier) load(ctx context.Context, out *outbox.Outbox) error {
 	if err := until(ctx, func() bool { _, err := os.Stat(c.begin); return err == nil }); err != nil {
 		return err
 	}

@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"ferrule/agent"
+	"ferrule/agent/config/trial"
 	"ferrule/agent/local"
-	"ferrule/agent/trial"
 	"ferrule/internal/hint"
 )
 

@@ -12,12 +12,12 @@ import (
 
 	"ferrule/agent"
 	"ferrule/agent/command/authorize"
+	"ferrule/agent/config/trial"
 	"ferrule/agent/identity"
 	"ferrule/agent/local"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
 	"ferrule/agent/session/cause"
-	"ferrule/agent/trial"
 	"ferrule/agent/trust"
 	"ferrule/hw"
 )

@@ -8,7 +8,7 @@ import (
 
 // The guide has every reason, each with its outcome.
 func TestGuideHasEveryReason(t *testing.T) {
-	text, err := os.ReadFile("../../docs/remote-configuration.md")
+	text, err := os.ReadFile("../../../docs/remote-configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
