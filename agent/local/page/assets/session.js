@@ -5,7 +5,7 @@ const showSession=(d)=>{
   const failing=!up&&s.last_failure&&num(s.attempts)>0;
   chip('session',failing?'bad':up&&s.subscribed===false&&s.stage==='up'?'warn':stageState(s.stage),stageWord(s.stage));
   showFailure(s);
-  const wire=obj(s.wire),sent=num(wire.sent),got=num(wire.received),acked=num(obj(d.outbox).acked);
+  const wire=obj(s.wire),sent=num(wire.sent),got=num(wire.received);
   const way=obj(s.path),tls=[s.tls_version,str(s.cipher).replace(/^TLS_/,'')].filter(Boolean).join(', ');
   const families={ipv4:'IPv4',ipv6:'IPv6'};
   const lost=arr(way.raced).filter(a=>a&&a.error).length;
@@ -21,7 +21,7 @@ const showSession=(d)=>{
     ['Published',plural(s.published,'message')],
     ['Acknowledged',count(s.acked),null,(num(s.in_flight)?count(s.in_flight)+' in flight':'')+(num(s.resent)?(num(s.in_flight)?', ':'')+count(s.resent)+' sent again':'')],
     ['On the wire',sent||got?size(sent)+' sent, '+size(got)+' received':null],
-    ['For each entry',sent&&acked>9?size(sent/acked)+' sent':null,null,'TLS, MQTT and all reconnects included'],
+    ['For each reading',num(obj(d.wire).bytes_per_reading)?size(d.wire.bytes_per_reading)+' sent':null,null,[str(obj(d.wire).encoding),'TLS, MQTT and all reconnects included'].filter(Boolean).join(', ')],
     ['Held off until',time(s.held_off)>now()?clock(s.held_off):null,'bad',plural(s.takeovers,'takeover')+' by another client'],
     ['Session lost',num(s.sessions_lost)?plural(s.sessions_lost,'time'):null,'warn','the broker should have kept it'],
     ['Skipped messages',arr(s.quarantined).length?arr(s.quarantined).map(q=>str(obj(q).topic)).join(', '):null,'warn','each ended three connections'],
