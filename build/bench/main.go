@@ -58,6 +58,7 @@ func inTurn(parts ...func(context.Context, options) ([]row, error)) func(context
 func sections() []section {
 	return []section{
 		{"uplink", "CPU of outbox and session beside a mosquitto bridge", uplink},
+		{"wire", "bytes on the wire and CPU of a meter's poll, alone and in batches", wires},
 		{"line", "Modbus polls on a simulated wire, plans, a dead unit", inTurn(polls, plans, lateAnswers, deadUnit)},
 		{"talkers", "what lines that listen cost, and a flood", inTurn(sentences, cutters, floods, receivers)},
 		{"outbox", "appending and draining beside bbolt", outboxes},
@@ -69,6 +70,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "publish" {
 		os.Exit(publish(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "wire" {
+		os.Exit(wire(os.Args[2:]))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:])
 	stop()
@@ -78,7 +82,7 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	var o options
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	only := flags.String("only", "", "comma-separated `sections` to run: uplink, line, talkers, outbox, agent")
+	only := flags.String("only", "", "comma-separated `sections` to run: uplink, wire, line, talkers, outbox, agent")
 	flags.IntVar(&o.reps, "reps", 3, "interleaved repetitions of every pair")
 	flags.IntVar(&o.messages, "messages", 100_000, "messages a run")
 	flags.DurationVar(&o.watch, "watch", time.Minute, "how long the running agent's memory is watched")

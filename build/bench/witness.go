@@ -80,7 +80,22 @@ func clientOptions(url, id string) *mqtt.ClientOptions {
 
 // newWitness subscribes at the broker with a certificate of its own.
 func newWitness(w *world, topics ...string) (*witness, error) {
-	cert, key, err := w.issue("witness")
+	client, err := w.client("witness")
+	if err != nil {
+		return nil, fmt.Errorf("connecting the witness: %w", err)
+	}
+	s := &witness{client: client, status: make(chan statusMessage, 64)}
+	for _, topic := range topics {
+		if err := wait(s.client.Subscribe(topic, 1, s.take)); err != nil {
+			return nil, fmt.Errorf("subscribing the witness: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// client connects to the broker with a certificate of its own.
+func (w *world) client(name string) (mqtt.Client, error) {
+	cert, key, err := w.issue(name)
 	if err != nil {
 		return nil, err
 	}
@@ -88,19 +103,13 @@ func newWitness(w *world, topics ...string) (*witness, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &witness{status: make(chan statusMessage, 64)}
-	s.client = mqtt.NewClient(clientOptions("ssl://"+w.address, "witness").
+	client := mqtt.NewClient(clientOptions("ssl://"+w.address, name).
 		SetTLSConfig(&tls.Config{RootCAs: w.roots, Certificates: []tls.Certificate{pair}}))
-	if err := wait(s.client.Connect()); err != nil {
-		return nil, fmt.Errorf("connecting the witness: %w", err)
+	if err := wait(client.Connect()); err != nil {
+		return nil, err
 	}
-	w.closers = append(w.closers, func() { s.client.Disconnect(100) })
-	for _, topic := range topics {
-		if err := wait(s.client.Subscribe(topic, 1, s.take)); err != nil {
-			return nil, fmt.Errorf("subscribing the witness: %w", err)
-		}
-	}
-	return s, nil
+	w.closers = append(w.closers, func() { client.Disconnect(100) })
+	return client, nil
 }
 
 func wait(token mqtt.Token) error {
