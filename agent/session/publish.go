@@ -197,7 +197,7 @@ func (s *Session) compose(run []outbox.Entry) []message {
 	open := make(map[string]int) // the message that takes more of a topic
 	for _, e := range run {
 		at, ok := open[e.Topic]
-		if !ok || sizes[at]+len(e.Payload) > s.batch.MaxBytes {
+		if !ok || sizes[at]+len(e.Payload)+1 > s.batch.MaxBytes { // with what closes an array
 			at = len(messages)
 			messages = append(messages, message{topic: e.Topic, head: keyOf(e), first: e.ID})
 			sizes = append(sizes, 0)

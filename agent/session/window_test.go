@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -74,4 +75,29 @@ func TestSecondBrokerIsTriedAfterTheFirst(t *testing.T) {
 	s := w.session(freeAddress(t), func(o *Options) { o.Brokers = append(o.Brokers, "mqtts://"+b.Address()) })
 	w.run(s)
 	until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
+}
+
+// What has gathered in an outage goes in the order in which it was taken, and no faster than the rate,
+// which counts from the first message on.
+func TestBacklogDrainsAtTheRate(t *testing.T) {
+	t.Parallel()
+	const n, rate = 2000, 1000
+	w := newWorld(t)
+	w.fill(n, 100, "a", "b", "c")
+	b, got := w.broker()
+	s := w.session(b.Address(), func(o *Options) { o.Rate = rate })
+	w.run(s)
+	until(t, "the outbox to drain", w.drained)
+	checkSeqs(t, seqs(t, got.of("readings/")), n)
+	got.mu.Lock()
+	defer got.mu.Unlock()
+	var at []time.Time
+	for _, m := range got.messages {
+		if strings.HasPrefix(m.Topic, "readings/") {
+			at = append(at, m.At)
+		}
+	}
+	if took := at[n-1].Sub(at[0]); took < (n-rate/10-64)*time.Second/rate {
+		t.Errorf("%d messages at %d/s took %v", n, rate, took)
+	}
 }
