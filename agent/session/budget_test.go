@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"ferrule/agent/agenttest"
 	"ferrule/agent/outbox"
 	"ferrule/internal/disk"
 	"ferrule/internal/disk/disktest"
@@ -224,5 +225,19 @@ func TestReadingsWaitWhenTheDayIsUsedUp(t *testing.T) {
 	}
 	if all[len(all)-1] != 1500 || !strings.HasPrefix(got.of("readings/alarm")[0], `{"seq":1501,`) {
 		t.Errorf("the last is %d", all[len(all)-1])
+	}
+}
+
+// Attempts that come to nothing cost, too.
+func TestFailedAttemptsAreCharged(t *testing.T) {
+	w := newWorld(t)
+	b, _ := w.broker(func(c *agenttest.BrokerConfig) {
+		c.TLS.ClientCAs = must[*agenttest.CA](t)(agenttest.NewCA("other")).Pool()
+	})
+	s := w.session(b.Address(), func(o *Options) { o.DailyBytes = 1 << 20 })
+	w.run(s)
+	until(t, "a refusal", func() bool { return s.Status().LastFailure != nil })
+	if st := s.Status(); st.Connects != 0 || st.Wire.Sent < 300 || st.Budget.Spent < int64(st.Wire.Sent) {
+		t.Errorf("wire %+v, budget %+v", st.Wire, st.Budget)
 	}
 }

@@ -265,7 +265,7 @@ func (l *link) watch() {
 			return
 		case <-tick.C:
 		}
-		l.session.meter.read(l.secured)
+		l.session.meter.read()
 		n, since := l.window.inFlight()
 		quiet := l.conn.sinceIn(since)
 		switch {

@@ -95,7 +95,7 @@ func (s *Session) want(free, topics int) outbox.Want {
 // to be looked at first: births, or a new day.
 func (l *link) next(ctx context.Context, want outbox.Want) ([]outbox.Entry, error) {
 	s := l.session
-	s.meter.read(l.secured)
+	s.meter.read()
 	some, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := l.interrupt(some, cancel)

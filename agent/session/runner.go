@@ -87,9 +87,7 @@ func (r *runner) connect(ctx context.Context) (*link, error) {
 		l, err = s.open(ctx, sec)
 	}
 	if err != nil {
-		if sec != nil {
-			s.meter.once(sec)
-		}
+		s.meter.read()
 		if ctx.Err() == nil && !errors.Is(err, errGaveWay) {
 			s.notConnected(err, credential, staged)
 		}
@@ -303,7 +301,7 @@ func (s *Session) stopped(ctx context.Context, l *link, w *workers) {
 	w.cancel()
 	<-l.lost
 	<-w.reaped
-	s.meter.read(l.secured)
+	s.meter.read()
 	stage := cause.StageUp
 	s.count(func(st *Status) {
 		if s.link = nil; st.Stage == cause.StageSuback {

@@ -176,7 +176,7 @@ func New(o Options) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.dialer = dialer
+	s.dialer, s.meter.dialer = dialer, dialer
 	for _, text := range o.Brokers {
 		b, err := dial.ParseBroker(text)
 		if err != nil {

@@ -120,7 +120,7 @@ func (st *Status) connected(l *link, state tls.ConnectionState) {
 
 // Status returns how the session is.
 func (s *Session) Status() Status {
-	wire, budget := s.meter.total(), s.budget.status()
+	wire, budget := s.meter.read(), s.budget.status()
 	quarantined, held := s.quarantine.list(), s.quarantine.heldUntil(time.Now())
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -115,7 +115,6 @@ func (s *Session) stand(ctx context.Context, l *link) *witness {
 				return
 			}
 			w.outlived = outlives(limited, c, l.lost)
-			s.meter.once(c)
 			_ = c.Close()
 			if w.outlived {
 				return

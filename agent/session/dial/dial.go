@@ -58,6 +58,7 @@ type Dialer struct {
 	observe  *Observer
 	keyLog   io.Writer // nil, but in a build made for it
 	now      func() time.Time
+	all      counts
 
 	resolver    *net.Resolver
 	connect     func(ctx context.Context, address string) (net.Conn, error)
@@ -142,6 +143,9 @@ func (c *Conn) Close() error {
 	}
 	return c.Conn.Close()
 }
+
+// Wire returns the bytes that went over all TCP connections, those that came to nothing among them.
+func (d *Dialer) Wire() (sent, received uint64) { return d.all.sent.Load(), d.all.received.Load() }
 
 // Wire returns the bytes that went over the TCP connection, those of TLS, WebSocket and proxy included.
 func (c *Conn) Wire() (sent, received uint64) {
@@ -297,7 +301,7 @@ func (a *attempt) race(ctx context.Context) error {
 	if err != nil {
 		return a.toProxy(err)
 	}
-	a.wire = &wire{Conn: r.won}
+	a.wire = &wire{Conn: r.won, all: &a.Dialer.all}
 	a.tunnel = a.wire
 	a.path.Address, a.path.Family = net.JoinHostPort(r.winner.String(), r.port), family(r.winner)
 	return nil
