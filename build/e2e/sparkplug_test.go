@@ -269,7 +269,7 @@ func (h *plugHost) whole(t *testing.T) (again, historical int) {
 	return again, historical
 }
 
-// newPlugged is a site whose agent speaks Sparkplug and comes back at once.
+// newPlugged is a site whose agent speaks Sparkplug.
 func newPlugged(t *testing.T, every time.Duration) *site {
 	t.Helper()
 	s := newSite(t, siteOptions{sync: "1s", every: every, points: 2, weak: true})
