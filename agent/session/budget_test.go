@@ -159,7 +159,7 @@ func TestBudgetSurvivesEveryPowerCut(t *testing.T) {
 }
 
 func FuzzBudget(f *testing.F) {
-	f.Add(fmt.Sprintf(budgetFormat, 20000, 1<<40, 86400))
+	f.Add(fmt.Sprintf(budgetFormat, 20000, int64(1)<<40, 86400))
 	f.Add("ferrule-budget date=-1 spent=9 passed=0\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		date, spent, passed, err := parseBudget(text)
