@@ -185,7 +185,7 @@ func TestKeyBelowTheOwnerHierarchy(t *testing.T) {
 	}
 }
 
-// TestPowerCutsDoNotLock is acceptance 6 of issue 2.
+// A TPM that loses its power again and again, in the middle of what it does, never locks.
 // TestPowerCutsLockAKeyWithoutNoDA shows that the test above could fail.
 // stillSigns: a key with noDA works while the TPM is in lockout.
 // rawKey makes a key below the SRK by go-tpm alone, with a template of the test's choice.

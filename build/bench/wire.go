@@ -53,7 +53,7 @@ var wireCases = []struct {
 	{"SenML CBOR, batches of 60, zstd", encode.SenMLCBOR, "zstd", true},
 }
 
-// wires measures acceptance 7: bytes on the wire and CPU for each poll.
+// wires measures bytes on the wire and CPU for each poll.
 func wires(ctx context.Context, o options) ([]row, error) {
 	w, err := newWorld(ctx)
 	if err != nil {

@@ -164,7 +164,7 @@ func TestGoneFreesCalls(t *testing.T) {
 	}
 }
 
-// Acceptance 7: under load, the adapter is pulled and comes back under another number behind the
+// Under load, the adapter is pulled and comes back under another number behind the
 // same stable name. The line carries bytes again, no descriptor is left, no child has one.
 func TestReplugUnderLoad(t *testing.T) {
 	for what, make := range map[string]func(t *testing.T) *machine{
