@@ -185,9 +185,6 @@ func TestKeyBelowTheOwnerHierarchy(t *testing.T) {
 	}
 }
 
-// A TPM that loses its power again and again, in the middle of what it does, never locks.
-// TestPowerCutsLockAKeyWithoutNoDA shows that the test above could fail.
-// stillSigns: a key with noDA works while the TPM is in lockout.
 // rawKey makes a key below the SRK by go-tpm alone, with a template of the test's choice.
 func rawKey(t testing.TB, s *tpmtest.Swtpm, change func(*tpm2.TPMTPublic)) *tpm.KeyFile {
 	t.Helper()

@@ -211,7 +211,6 @@ func TestReadingsWaitWhenTheDayIsUsedUp(t *testing.T) {
 		t.Errorf("budget %+v, wire %+v, %d entries wait", st.Budget, st.Wire, lanes.Status().Depth)
 	}
 	ahead.Store(int64(day))
-	s.Wake()
 	b.Cut() // a new link looks at the clock at once; this one within the hour
 	if err := b.Mend(); err != nil {
 		t.Fatal(err)

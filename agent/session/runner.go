@@ -237,6 +237,7 @@ func (r *runner) serve(ctx context.Context, l *link) {
 			return
 		case <-r.settled:
 			r.settled = nil
+		case <-s.wakes: // there is nothing to wake; the next pause is another matter
 		case <-s.rechecks:
 			if err := s.dialer.Recheck(l.secured); err != nil {
 				l.conn.fail(err)

@@ -236,8 +236,8 @@ func (s *Session) Announce() { ask(s.announcements) }
 // refused.
 func (s *Session) Recheck() { ask(s.rechecks) }
 
-// Wake ends a pause: the next attempt to connect is made at once, also where the session stays away
-// from another client with the same id.
+// Wake ends the pause that is being made, if any: the next attempt to connect is made at once, also
+// where the session stays away from another client with the same id.
 func (s *Session) Wake() { ask(s.wakes) }
 
 func ask(c chan struct{}) {

@@ -132,3 +132,23 @@ func TestBrokerThatHangsUpOnSubscribeIsNoRival(t *testing.T) {
 		t.Errorf("status: %+v", st)
 	}
 }
+
+// Who is woken while connected does not make the next pause a short one: a fleet that is told to read
+// its configuration again would come back in one second when its broker restarts.
+func TestWakeWhileUp(t *testing.T) {
+	w := newWorld(t)
+	b, _ := w.broker()
+	s := w.session(b.Address())
+	s.tries = newTries(10*time.Minute, 1)
+	w.run(s)
+	until(t, "the session", func() bool { return s.Status().Stage == cause.StageUp })
+	s.Wake()
+	until(t, "it to be heard", func() bool { return len(s.wakes) == 0 })
+	b.Cut()
+	if err := b.Mend(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the pause", func() bool { return !s.Status().NextAttempt.IsZero() })
+	s.Wake()
+	until(t, "the next connection", func() bool { return s.Status().Connects == 2 })
+}
