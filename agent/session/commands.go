@@ -16,7 +16,7 @@ const (
 	// inboxCommands and inboxBytes bound the commands that wait; brokers have 10 to 100
 	// unacknowledged ones under way.
 	inboxCommands = 128
-	inboxBytes    = 4 << 20
+	inboxBytes    = 1 << 20
 )
 
 // delivery is a command and the link it came on.

@@ -56,6 +56,12 @@ func newConn(inner net.Conn, maxInbound int64, writeTimeout time.Duration) *conn
 		c.quickAck = newQuickAck(over.TCP())
 	}
 	c.guard = newGuard(readerFunc(c.receive), maxInbound, c.packet)
+	var slow throttle
+	c.guard.wait = func(size int64) {
+		if pause := slow.pause(size, time.Now()); pause > 0 {
+			time.Sleep(pause)
+		}
+	}
 	return c
 }
 

@@ -39,6 +39,8 @@ type guard struct {
 	judge    func(p poison) error
 	skipped  func(p poison) error
 	skipping func() error
+	// wait is called behind the header of a packet of this size that nothing of ours has asked for.
+	wait func(size int64)
 
 	connected atomic.Bool // CONNACK was seen
 	head      [5]byte
@@ -71,7 +73,7 @@ func newGuard(r io.Reader, max int64, packet func(kind byte)) *guard {
 	refuse := func(p poison) error { return p.refusal(max) }
 	return &guard{
 		r: bufio.NewReaderSize(r, 4<<10), max: max, packet: packet, seed: maphash.MakeSeed(),
-		judge: refuse, skipped: refuse, skipping: func() error { return nil },
+		judge: refuse, skipped: refuse, skipping: func() error { return nil }, wait: func(int64) {},
 	}
 }
 
@@ -158,6 +160,9 @@ func (g *guard) next() error {
 	pass, err := g.mayPass(first>>4, first&0x0f)
 	if err != nil {
 		return err
+	}
+	if first>>4 != packetPuback { // those are as many as we have published
+		g.wait(g.body)
 	}
 	if !pass {
 		g.n, g.body = 0, 0
