@@ -304,9 +304,12 @@ type owed struct {
 }
 
 // reap acknowledges to the outbox what the broker acknowledged, in order. It ends when the
-// publisher has ended and nothing is in flight any more, or with the link. It does not wait
-// for the publisher then: paho's Publish may hang for a write timeout when its client ends.
+// publisher has ended and nothing is in flight any more. A publisher whose link has ended is on its way
+// out, perhaps with messages in hand that the broker has acknowledged; paho may hold it up for a
+// moment, and a disk for longer than is waited for.
 func (l *link) reap() {
+	lost := l.lost
+	var late <-chan time.Time
 	for {
 		select {
 		case c, ok := <-l.flight:
@@ -314,18 +317,13 @@ func (l *link) reap() {
 				return
 			}
 			l.settle(c)
-		case <-l.lost:
-			for {
-				select {
-				case c, ok := <-l.flight:
-					if !ok {
-						return
-					}
-					l.settle(c)
-				default:
-					return
-				}
-			}
+		case <-lost:
+			lost = nil
+			patience := time.NewTimer(4 * handOver)
+			defer patience.Stop()
+			late = patience.C
+		case <-late:
+			return
 		}
 	}
 }
