@@ -273,7 +273,8 @@ func (a *agent) take(ctx context.Context, p hw.Poll) error {
 }
 
 // reload reads the configuration again. A different one is returned for the parts to start
-// anew with; the same one means that the certificate may have changed.
+// anew with; the same one means that the certificate may have changed, and that somebody wants a
+// session that waits to try now.
 func (a *agent) reload(ctx context.Context) *config.Config {
 	signal := slog.String("signal", "SIGHUP")
 	next, err := a.options.Load()
@@ -285,6 +286,7 @@ func (a *agent) reload(ctx context.Context) *config.Config {
 		a.log.LogAttrs(ctx, slog.LevelInfo, "configuration changed", signal)
 		return next
 	}
+	a.session.Wake()
 	a.reloadTrust(ctx)
 	changed, err := a.identity.Reload(ctx)
 	switch {

@@ -43,6 +43,7 @@ func writeMetrics(w io.Writer, s Status) {
 	count("ferrule_wire_sent_bytes_total", s.Session.Wire.Sent)
 	count("ferrule_wire_received_bytes_total", s.Session.Wire.Received)
 	count("ferrule_session_takeovers_total", s.Session.Takeovers)
+	count("ferrule_session_lost_by_broker_total", s.Session.SessionsLost)
 	gauge("ferrule_session_quarantined_topics", float64(len(s.Session.Quarantined)))
 	if b := s.Session.Budget; b != nil {
 		gauge("ferrule_budget_spent_bytes", float64(b.Spent))
