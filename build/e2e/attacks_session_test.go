@@ -244,13 +244,10 @@ func (a *siege) deafBrokers(t *testing.T) {
 				flags = 1 // session present
 			}
 			if m := a.rogue.connack(conn, flags); m != nil {
-				acks := 0
-				m.serve(func(kind byte, _ []byte) bool {
-					if acks++; acks > 8 && flags == 1 {
-						_ = conn.Close()
-					}
-					return false
-				})
+				if flags == 1 {
+					defer time.AfterFunc(300*time.Millisecond, func() { _ = conn.Close() }).Stop()
+				}
+				m.serve(nil)
 			}
 		})
 		a.reload(t)
@@ -258,6 +255,8 @@ func (a *siege) deafBrokers(t *testing.T) {
 			lost, _ := field(a.now(t), "session", "sessions_lost").(float64)
 			return lost >= 1 && field(a.now(t), "session", "subscribed") == true
 		})
+		a.rogue.play(nil)
+		a.reload(t)
 	})
 }
 
@@ -367,13 +366,9 @@ func (a *siege) rivals(t *testing.T) {
 			if m == nil {
 				return // a witness stays as long as it likes
 			}
-			acks := 0
-			m.serve(func(kind byte, _ []byte) bool {
-				if acks++; acks == 4 { // the rival connects
-					time.AfterFunc(50*time.Millisecond, func() { _ = conn.Close() })
-				}
-				return false
-			})
+			rival := time.AfterFunc(400*time.Millisecond, func() { _ = conn.Close() })
+			defer rival.Stop()
+			m.serve(nil)
 		})
 		a.reload(t)
 		a.failure(t, "up", "duplicate-identity")

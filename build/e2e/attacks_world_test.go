@@ -176,15 +176,13 @@ func (a *siege) attack(t *testing.T, name string, worst func(t *testing.T)) {
 func (a *siege) failure(t *testing.T, stage, cause string) {
 	t.Helper()
 	var last map[string]any
-	defer func() {
-		if t.Failed() {
-			t.Logf("the last failure: %v", last)
-		}
-	}()
-	waitFor(t, stage+": "+cause, func() bool {
+	for until := time.Now().Add(60 * time.Second); time.Now().Before(until); pause(t, 20*time.Millisecond) {
 		last, _ = field(a.now(t), "session", "last_failure").(map[string]any)
-		return last["cause"] == cause && last["stage"] == stage
-	})
+		if last["cause"] == cause && last["stage"] == stage {
+			return
+		}
+	}
+	t.Fatalf("no failure %s in stage %s within a minute, the last is %v\n%v", cause, stage, last, field(a.now(t), "session", "history"))
 }
 
 // rogue is a broker that behaves until it is told what to do with the next connections instead.
@@ -193,11 +191,12 @@ type rogue struct {
 	proper  *tls.Config
 	ca      *agenttest.CA
 	scene   atomic.Pointer[func(net.Conn)]
-	came    atomic.Int64 // connections
-	acks    atomic.Int64 // PUBLISH that were acknowledged
-	heard   func(topic string, payload []byte)
+	came    atomic.Int64                                       // connections
+	acks    atomic.Int64                                       // PUBLISH that were acknowledged
+	heard   atomic.Pointer[func(topic string, payload []byte)] // told of every PUBLISH
 	mu      sync.Mutex
 	open    map[net.Conn]bool
+	close   func() // ends it, with all connections
 }
 
 func newRogue(t *testing.T, address string, ca *agenttest.CA) *rogue {
@@ -239,7 +238,8 @@ func newRogue(t *testing.T, address string, ca *agenttest.CA) *rogue {
 			})
 		}
 	})
-	t.Cleanup(func() { _ = inner.Close(); r.cut(); serving.Wait() })
+	r.close = func() { _ = inner.Close(); r.cut(); serving.Wait() }
+	t.Cleanup(r.close)
 	return r
 }
 
@@ -313,8 +313,8 @@ func (m *mqttConn) answer(kind byte, body []byte) (err error) {
 	switch kind >> 4 {
 	case 3:
 		topic := int(body[0])<<8 | int(body[1])
-		if m.rogue.heard != nil {
-			m.rogue.heard(string(body[2:2+topic]), body[4+topic:])
+		if heard := m.rogue.heard.Load(); heard != nil {
+			(*heard)(string(body[2:2+topic]), body[4+topic:])
 		}
 		if kind&6 != 0 {
 			_, err = m.Write([]byte{0x40, 2, body[2+topic], body[3+topic]})
