@@ -357,6 +357,7 @@ func TestSparkplugLosesNothing(t *testing.T) {
 	s.process.Kill()
 	taken(30)
 	s.startBroker(t)
+	s.waitDrained(t)
 	taken(20)
 	s.process.Kill()
 	taken(30)
