@@ -204,7 +204,7 @@ func (s *site) settled(t *testing.T) {
 }
 
 // established counts the connections that stand at a port of this machine (proc(5), net/tcp).
-func established(t *testing.T, address string) (n int) {
+func established(t *testing.T, address string) int {
 	t.Helper()
 	_, text, err := net.SplitHostPort(address)
 	if err != nil {
@@ -215,11 +215,12 @@ func established(t *testing.T, address string) (n int) {
 		t.Fatal(err)
 	}
 	local := fmt.Sprintf("0100007F:%04X", port)
+	peers := make(map[string]bool) // a line may come twice while connections come and go
 	for line := range strings.Lines(readFile(t, "/proc/net/tcp")) {
 		fields := strings.Fields(line)
 		if len(fields) > 3 && fields[1] == local && fields[3] == "01" {
-			n++
+			peers[fields[2]] = true
 		}
 	}
-	return n
+	return len(peers)
 }
