@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// watcherQueue is how many events one slow watcher may lag behind.
+	// watcherQueue is how many readings one slow watcher may lag behind.
 	watcherQueue = 256
 	// maxWatchers bounds what watching can cost: all together, the share of those who are known by
 	// a certificate and all below, and the share of those who are not. So nobody from a network
@@ -45,8 +45,9 @@ type feed struct {
 
 type watcher struct {
 	readings, status bool
-	events           chan event
-	missed           int // guarded by feed.mu
+	events           chan event // readings
+	latest           chan event // the last status that was not taken yet; it may be large
+	missed           int        // guarded by feed.mu
 }
 
 func newFeed() feed {
@@ -62,13 +63,19 @@ func (f *feed) publish(name string, data []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for w := range f.watchers {
-		if name == readingEvent && !w.readings || name == statusEvent && !w.status {
-			continue
-		}
-		select {
-		case w.events <- e:
-		default:
-			w.missed++
+		switch {
+		case name == statusEvent && w.status:
+			select {
+			case <-w.latest: // of no use any more
+			default:
+			}
+			w.latest <- e // there is room: nobody else puts one in
+		case name == readingEvent && w.readings:
+			select {
+			case w.events <- e:
+			default:
+				w.missed++
+			}
 		}
 	}
 }
@@ -101,7 +108,7 @@ func (f *feed) watch(w *watcher, most int) bool {
 	if len(f.watchers) >= most {
 		return false
 	}
-	w.events = make(chan event, watcherQueue)
+	w.events, w.latest = make(chan event, watcherQueue), make(chan event, 1)
 	f.watchers[w] = struct{}{}
 	if w.status {
 		f.statuses++
@@ -228,6 +235,8 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, watcher *watcher
 			if missed := s.feed.takeMissed(watcher); missed > 0 {
 				fmt.Fprintf(w, "event: %s\ndata: %d\n\n", missedEvent, missed)
 			}
+			writeEvent(w, e)
+		case e := <-watcher.latest:
 			writeEvent(w, e)
 		case <-quiet.C:
 			fmt.Fprint(w, ": quiet\n\n")

@@ -103,6 +103,8 @@ func (s *Server) talk(ctx context.Context, conn *websocket.Conn, watcher *watche
 				ok = send(event{missedEvent, strconv.AppendInt(nil, int64(missed), 10)})
 			}
 			ok = ok && send(e)
+		case e := <-watcher.latest:
+			ok = send(e)
 		case <-ping.C:
 			ok = conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writeTimeout)) == nil
 		}
