@@ -237,6 +237,29 @@ func (a *siege) troubledTPM(t *testing.T) {
 	})
 }
 
+// signals is A30 as far as there are no updates: a storm of them.
+func (a *siege) signals(t *testing.T) {
+	t.Helper()
+	a.attack(t, "A30 200 reloads", func(t *testing.T) {
+		for range 200 {
+			a.edit(t, fmt.Sprintf("%dms", 10+a.reloads), fmt.Sprintf("%dms", 11+a.reloads))
+			a.reloads++
+			if err := a.agent.Process.Signal(syscall.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+			pause(t, 5*time.Millisecond)
+		}
+		a.reload(t)
+	})
+	for range 20 {
+		_ = a.agent.Process.Signal(syscall.SIGHUP)
+		_ = a.agent.Process.Signal(syscall.SIGTERM)
+	}
+	if code := a.agent.stop(t); code != 0 {
+		t.Errorf("after 20 SIGTERM run ended with exit code %d", code)
+	}
+}
+
 // inventors is A13: talkers that call themselves what no topic may hold, and invent a new name with
 // every telegram.
 func (a *siege) inventors(t *testing.T) {

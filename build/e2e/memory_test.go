@@ -28,6 +28,7 @@ func TestMemoryUnderHostileBrokers(t *testing.T) {
 	a.oddPackets(t)
 	a.rivals(t)
 	a.inventors(t)
+	a.signals(t)
 }
 
 // What stands between the agent and its broker, or below it.
