@@ -220,7 +220,7 @@ func (a *siege) troubledTPM(t *testing.T) {
 			t.Fatal(err)
 		}
 		a.rogue.cut()
-		waitFor(t, "a failure", func() bool { return field(a.now(t), "session", "last_failure", "stage") == "tls" })
+		a.failure(t, "tls", "key")
 		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}

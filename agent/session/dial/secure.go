@@ -33,6 +33,7 @@ func (a *attempt) handshake(ctx context.Context) error {
 	config, inspected := a.trust.config(a.credential, a.broker.ServerName())
 	without := a.groups(config)
 	a.secure = tls.Client(a.observe.wrap(counted), a.prepare(config))
+	key := watchKey(config) // which tls.Client has not looked at yet
 	limited, cancel := context.WithTimeout(ctx, a.Timeouts.TLS)
 	defer cancel()
 	started := time.Now()
@@ -41,7 +42,9 @@ func (a *attempt) handshake(ctx context.Context) error {
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if err != nil && limited.Err() != nil {
+	if deadline, _ := limited.Deadline(); err != nil && limited.Err() != nil && key.signing(deadline) {
+		err = fmt.Errorf("the device's key failed to sign within %v: %w", a.Timeouts.TLS, err)
+	} else if err != nil && limited.Err() != nil {
 		err = fmt.Errorf("%w within %v: %w", cause.ErrStalled, a.Timeouts.TLS, err)
 	}
 	a.memory.hello(a.broker, without, counted.received.Load() > before, errors.Is(err, cause.ErrStalled))
