@@ -216,7 +216,7 @@ func established(t *testing.T, address string) int {
 	}
 	local := fmt.Sprintf("0100007F:%04X", port)
 	peers := make(map[string]bool) // a line may come twice while connections come and go
-	for line := range strings.Lines(readFile(t, "/proc/net/tcp")) {
+	for line := range strings.Lines(readFile(t, "/proc/thread-self/net/tcp")) {
 		fields := strings.Fields(line)
 		if len(fields) > 3 && fields[1] == local && fields[3] == "01" {
 			peers[fields[2]] = true

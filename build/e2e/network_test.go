@@ -188,8 +188,7 @@ func (n *netspace) listen(t *testing.T, address string) net.Listener {
 		err error
 	}
 	done := make(chan result)
-	go func() { // on a thread that ends with it, since it is in the other namespace for good
-		runtime.LockOSThread()
+	inside := func() { // on a thread that ends with it, since it is in the other namespace for good
 		fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/net", n.space.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			done <- result{nil, err}
@@ -202,6 +201,23 @@ func (n *netspace) listen(t *testing.T, address string) net.Listener {
 		}
 		l, err := net.Listen("tcp", address)
 		done <- result{l, err}
+	}
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != os.Getpid() {
+			inside()
+			return
+		}
+		// The first thread never ends, and /proc/net would be the other namespace's: it is held while
+		// another one goes.
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			runtime.LockOSThread()
+			inside()
+		}()
+		<-gone
+		runtime.UnlockOSThread()
 	}()
 	r := <-done
 	if r.err != nil {
