@@ -290,7 +290,21 @@ func (p *place) up() {
 // a gap, and so is what the unit counted.
 func (p *place) complete(boots int) {
 	p.t.Helper()
+	p.until("readings of every boot", func() bool { return len(p.received()) >= boots })
 	p.end()
+	for boot, seqs := range p.received() {
+		for n, seq := range seqs {
+			if seq != uint64(n+1) {
+				p.t.Errorf("boot %d: number %d came as the %dth", boot, seq, n+1)
+				break
+			}
+		}
+	}
+}
+
+// received returns the numbers of the entries that came, by boot, each the first time.
+func (p *place) received() map[uint64][]uint64 {
+	p.t.Helper()
 	numbers := map[uint64][]uint64{}
 	seen := map[string]bool{}
 	for _, payload := range p.on("ferrule/gw-1/readings/rs485-1/meter-a") {
@@ -308,17 +322,7 @@ func (p *place) complete(boots int) {
 			}
 		}
 	}
-	for boot, seqs := range numbers {
-		for n, seq := range seqs {
-			if seq != uint64(n+1) {
-				p.t.Errorf("boot %d: number %d came as the %dth", boot, seq, n+1)
-				break
-			}
-		}
-	}
-	if len(numbers) < boots {
-		p.t.Errorf("readings of %d boots; want %d", len(numbers), boots)
-	}
+	return numbers
 }
 
 // leaks checks that no goroutine is left of what began after it was called.
