@@ -3,8 +3,8 @@ package agent
 import (
 	"context"
 	"slices"
-	"strings"
 
+	"ferrule/agent/encode"
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
 )
@@ -44,57 +44,13 @@ func (r *renaming) Next(ctx context.Context, w outbox.Want) ([]outbox.Entry, err
 }
 
 func (r *renaming) rename(topic string) string {
-	if _, is := levels(r.current, topic); is {
+	if encode.Made(r.current, topic) {
 		return topic
 	}
 	for _, template := range r.former {
-		if found, is := levels(template, topic); is {
-			if next, ok := fill(r.current, found); ok {
-				return next
-			}
+		if next, ok := encode.Rename(topic, template, r.current); ok {
+			return next
 		}
 	}
 	return topic
-}
-
-// levels returns what stands in topic where template has a variable for a whole level, if topic was made
-// of it. A template with a variable that is only part of a level is never recognised.
-func levels(template, topic string) (found map[string]string, is bool) {
-	t, l := strings.Split(template, "/"), strings.Split(topic, "/")
-	if len(t) != len(l) {
-		return nil, false
-	}
-	found = make(map[string]string)
-	for i := range t {
-		if name, ok := variable(t[i]); ok {
-			found[name] = l[i]
-		} else if t[i] != l[i] {
-			return nil, false
-		}
-	}
-	return found, true
-}
-
-// fill makes a topic of a template and levels of another one, which are escaped already.
-func fill(template string, found map[string]string) (string, bool) {
-	parts := strings.Split(template, "/")
-	for i, part := range parts {
-		if name, ok := variable(part); ok {
-			level, known := found[name]
-			if !known {
-				return "", false
-			}
-			parts[i] = level
-		} else if strings.Contains(part, "{") {
-			return "", false
-		}
-	}
-	return strings.Join(parts, "/"), true
-}
-
-func variable(level string) (name string, whole bool) {
-	if strings.HasPrefix(level, "{") && strings.HasSuffix(level, "}") && strings.Count(level, "{") == 1 {
-		return level[1 : len(level)-1], true
-	}
-	return "", false
 }

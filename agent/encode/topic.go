@@ -98,6 +98,53 @@ func Extract(template, topic, name string) (string, bool) {
 	return "", false
 }
 
+// Made says whether topic can have been made of template. A template with a variable that is only
+// part of a level is never recognised.
+func Made(template, topic string) bool {
+	_, made := found(template, topic)
+	return made
+}
+
+// Rename returns the topic that template to makes of what stands in one that was made of template
+// from. It is false where topic was not, or says less than to needs.
+func Rename(topic, from, to string) (string, bool) {
+	values, made := found(from, topic)
+	if !made {
+		return "", false
+	}
+	levels := strings.Split(to, "/")
+	for i, level := range levels {
+		if name, ok := variable(level); ok {
+			value, known := values[name] // is escaped already
+			if !known {
+				return "", false
+			}
+			levels[i] = value
+		} else if strings.Contains(level, "{") {
+			return "", false
+		}
+	}
+	return strings.Join(levels, "/"), true
+}
+
+// found returns what stands in topic where template has a variable for a whole level, if topic was
+// made of it.
+func found(template, topic string) (values map[string]string, made bool) {
+	want, levels := strings.Split(template, "/"), strings.Split(topic, "/")
+	if len(want) != len(levels) {
+		return nil, false
+	}
+	values = make(map[string]string)
+	for i := range want {
+		if name, ok := variable(want[i]); ok {
+			values[name] = levels[i]
+		} else if want[i] != levels[i] {
+			return nil, false
+		}
+	}
+	return values, true
+}
+
 // variable returns the name of a variable that is a whole level.
 func variable(level string) (name string, ok bool) {
 	if strings.HasPrefix(level, "{") && strings.HasSuffix(level, "}") && strings.Count(level, "{") == 1 {
