@@ -265,7 +265,7 @@ func checkConfig(name string, text []byte) (*config.Config, error) {
 		if err != nil {
 			problems = append(problems, err)
 		} else if plan := l.Plan(); plan.Overload() {
-			problems = append(problems, fmt.Errorf("line %s: the plan needs %.0f %% of the wire; poll less often, or raise the baud rate", plan.Line, plan.LoadPercent))
+			problems = append(problems, errors.New(plan.Need()+"; "+hw.LessLoad))
 		}
 	}
 	if err := errors.Join(problems...); err != nil {

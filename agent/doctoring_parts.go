@@ -101,9 +101,9 @@ func weighConfig(r doctor.Result, c *config.Config, plans []hw.Plan) doctor.Resu
 	for _, plan := range plans {
 		switch {
 		case plan.Overload():
-			return r.Fail("overload", onDevice, fmt.Sprintf("line %s: the plan needs %.0f %% of the wire", plan.Line, plan.LoadPercent), "poll less often, or raise the baud rate")
+			return r.Fail("overload", onDevice, plan.Need(), hw.LessLoad)
 		case plan.Tight():
-			r.Warn(fmt.Sprintf("line %s: the plan needs %.0f %% of the wire, and units need time to think", plan.Line, plan.LoadPercent), "poll less often, or raise the baud rate")
+			r.Warn(plan.Need()+", and units need time to think", hw.LessLoad)
 		}
 	}
 	return r

@@ -126,6 +126,14 @@ func (l *Line) Plan() Plan { return l.plan }
 // but misses slots, evenly; ferrule check refuses it.
 func (p Plan) Overload() bool { return p.LoadPercent > 100 }
 
+// LessLoad is the repair of a plan that asks too much.
+const LessLoad = "poll less often, or raise the baud rate"
+
+// Need says in words how much of its line the plan needs.
+func (p Plan) Need() string {
+	return fmt.Sprintf("line %s: the plan needs %.0f %% of the wire", p.Line, p.LoadPercent)
+}
+
 // Tight reports whether the plan leaves less than a tenth of the line's time for thinking,
 // repetitions and writes; ferrule check warns of it.
 func (p Plan) Tight() bool { return p.LoadPercent > 90 }

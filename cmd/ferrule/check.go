@@ -51,8 +51,7 @@ func runCheck(_ context.Context, e *env) error {
 	}
 	for _, plan := range plans {
 		if plan.Tight() && !plan.Overload() {
-			fmt.Fprintf(e.stderr, "ferrule: warning: line %s: the plan needs %.0f %% of the wire, and units need time to think; poll less often, or raise the baud rate\n",
-				plan.Line, plan.LoadPercent)
+			fmt.Fprintf(e.stderr, "ferrule: warning: %s, and units need time to think; %s\n", plan.Need(), hw.LessLoad)
 		}
 	}
 	return errors.Join(err, overloaded(plans))
@@ -82,8 +81,7 @@ func listProfiles(e *env) error {
 func overloaded(plans []hw.Plan) error {
 	for _, plan := range plans {
 		if plan.Overload() {
-			return withCode(exitConfig, fmt.Errorf("line %s: the plan needs %.0f %% of the wire; poll less often, or raise the baud rate",
-				plan.Line, plan.LoadPercent))
+			return withCode(exitConfig, errors.New(plan.Need()+"; "+hw.LessLoad))
 		}
 	}
 	return nil
