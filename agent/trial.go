@@ -20,6 +20,7 @@ import (
 	"ferrule/agent/config"
 	"ferrule/agent/config/trial"
 	"ferrule/agent/session"
+	"ferrule/agent/session/cause"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )
@@ -216,7 +217,7 @@ type witness struct {
 
 // look says whether the session stands and answers now. announce has the status published.
 func (w *witness) look(st session.Status, now time.Time, announce func()) bool {
-	if up := string(st.Stage) == "up" && (st.Subscribed || !w.commands); !up {
+	if up := st.Stage == cause.StageUp && (st.Subscribed || !w.commands); !up {
 		if w.connection != 0 {
 			w.lost++
 		}
@@ -252,7 +253,7 @@ func (w *witness) verdict(st session.Status) (trial.Reason, string) {
 		return trial.NotConfirmed, "the session answered, and no command confirmed the configuration"
 	case w.connection != 0:
 		return trial.NoAnswer, detail
-	case !w.answered && w.lost == 0 && (string(st.Stage) == "up" || string(st.Stage) == "suback"):
+	case !w.answered && w.lost == 0 && (st.Stage == cause.StageUp || st.Stage == cause.StageSuback):
 		return trial.NoCommands, detail
 	default:
 		return trial.Unstable, detail

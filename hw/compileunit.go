@@ -58,6 +58,14 @@ func (l *Line) compileUnit(k *checker, c UnitConfig) *unit {
 		limits:     modbus.Cost{Framing: l.framing(), MaxRegisters: c.MaxRegisters, MaxBits: c.MaxBits, Holes: c.Holes != "never"},
 		discovers:  c.Profile == sunSpec || !l.protocol.registers && len(c.Points) == 0,
 	}
+	for _, p := range c.Points {
+		if p.Uom != "" && u.uom == nil {
+			u.uom = make(map[string]string)
+		}
+		if p.Uom != "" {
+			u.uom[p.Name] = p.Uom
+		}
+	}
 	if l.protocol.name == "frame" { // whose decoder names the units itself
 		u.match = c.Name
 	}

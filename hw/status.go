@@ -120,7 +120,7 @@ type UnitStatus struct {
 	Address int       `json:"address"`
 	State   UnitState `json:"state"`
 	Polls   uint64    `json:"polls"`
-	// Uom is the unit of measure of each configured point that has one.
+	// Uom is the unit of measure of each configured point that has one. It is not to be changed.
 	Uom map[string]string `json:"uom,omitempty"`
 	// Errors counts timeout, crc, mismatch, exception, value and frame, as on the line.
 	Errors      map[string]uint64 `json:"errors"`
@@ -203,18 +203,11 @@ func (u *unit) status() UnitStatus {
 		Address:     int(u.address),
 		State:       u.state,
 		Polls:       u.polls,
+		Uom:         u.uom,
 		Errors:      u.errors.byName(faultTimeout, faultFrame),
 		LastErrorAt: u.wrong.at,
 	}
 	s.LastError, s.LastFrame = u.wrong.text()
-	for _, p := range u.config.Points {
-		if p.Uom != "" && s.Uom == nil {
-			s.Uom = make(map[string]string, len(u.config.Points))
-		}
-		if p.Uom != "" {
-			s.Uom[p.Name] = p.Uom
-		}
-	}
 	if u.waits > 0 || u.timeout > 0 {
 		s.TimeoutMilliseconds = milliseconds(u.patience())
 	}

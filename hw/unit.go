@@ -39,6 +39,7 @@ type unit struct {
 	discovers  bool        // its points are not configured but found: SunSpec, M-Bus, talkers
 	found      bool        // they are: SunSpec
 	every      time.Duration
+	uom        map[string]string      // of the configured points that have one; never changed
 	points     []*pointState          // in the order of the configuration
 	byKey      map[string]*pointState // by the name of the reading; lines that are not Modbus
 	exponents  []*pointState          // registers that only scale others; they are not reported
