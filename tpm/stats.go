@@ -100,12 +100,20 @@ func commandName(cmd []byte) string {
 		return "GetRandom"
 	case tpm2.TPMCCLoad:
 		return "Load"
+	case tpm2.TPMCCNVDefineSpace:
+		return "NV_DefineSpace"
 	case tpm2.TPMCCNVIncrement:
 		return "NV_Increment"
 	case tpm2.TPMCCNVRead:
 		return "NV_Read"
 	case tpm2.TPMCCNVReadPublic:
 		return "NV_ReadPublic"
+	case tpm2.TPMCCNVUndefineSpace:
+		return "NV_UndefineSpace"
+	case tpm2.TPMCCNVWrite:
+		return "NV_Write"
+	case tpm2.TPMCCNVWriteLock:
+		return "NV_WriteLock"
 	case tpm2.TPMCCPolicyOR:
 		return "PolicyOR"
 	case tpm2.TPMCCPolicySecret:
