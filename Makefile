@@ -8,7 +8,7 @@ BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --fo
 TAGS     = nethttpomithttp2
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: help build cross deps peers demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
+.PHONY: help build cross image deps peers demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,10 @@ peers: ## bring step-ca, toxiproxy and the schema of Sparkplug B into .cache/, w
 	@build/stepca.sh
 	@build/toxiproxy.sh
 	@build/sparkplugproto.sh
+
+image: ## build the appliance's disk images into dist/: no root, no loop devices, the same bytes every time
+	$(GO) run ./build/image qemu-arm64
+	$(GO) run ./build/image rpi-arm64
 
 demo: ## the whole loop on this machine; DEMO_FOR=30s ends by itself with a tally
 	@build/deps.sh demo || echo "demo: going on with what there is"

@@ -31,6 +31,8 @@ tests=(
   procps            # ps
   chromium          # the browser that the status page is tested in
   testssl.sh libnss3-tools curl # looks at the listener; gives a browser a certificate; asks as docs/local.md does
+  qemu-system-arm u-boot-qemu # the emulated gateway and its boot loader
+  u-boot-tools mtools dosfstools fdisk e2fsprogs # make the images: boot.scr, FAT, partitions, ext4
   zstd              # the foreign reader of compressed messages
   protobuf-compiler python3-pip # the foreign reader of Sparkplug B, and how build/sparkplugproto.sh gets its schema
 )

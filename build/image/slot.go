@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"hash/crc32"
+	"math/bits"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+)
+
+const (
+	mib      = 1 << 20
+	slotSize = 56 * mib
+	// Ids are constants: two builds are to be the same bytes, and no machine has two of these disks.
+	slotUUID = "f3221e00-0000-4000-8000-00000000000a"
+	dataUUID = "f3221e00-0000-4000-8000-00000000000d"
+)
+
+// slotArguments are the kernel's. A panic resets at once; what hangs is made to panic.
+const slotArguments = "quiet panic=-1 oops=panic softlockup_panic=1 hung_task_panic=1"
+
+// slotTree fills a folder with what a slot holds, and says where it is.
+func (b *builder) slotTree(ctx context.Context, console string) (string, error) {
+	k, err := b.openKernel(ctx)
+	if err != nil {
+		return "", err
+	}
+	init := filepath.Join(b.work, "init")
+	if err := b.compile(ctx, init, "./build/image/init", "-s -w -buildid="); err != nil {
+		return "", err
+	}
+	agent := b.agent
+	if agent == "" {
+		agent = filepath.Join(b.work, "ferrule")
+		flags := "-s -w -buildid= -X main.version=" + b.version + " -X main.built=" + b.epoch.Format("2006-01-02T15:04:05Z")
+		if err := b.compile(ctx, agent, "./cmd/ferrule", flags); err != nil {
+			return "", err
+		}
+	}
+	initrd, err := b.initrd(k, init)
+	if err != nil {
+		return "", err
+	}
+	image, err := os.ReadFile(k.image)
+	if err != nil {
+		return "", fmt.Errorf("making the slot: %w", err)
+	}
+	program, err := os.ReadFile(agent)
+	if err != nil {
+		return "", fmt.Errorf("making the slot: %w", err)
+	}
+	tree := filepath.Join(b.work, "slot")
+	bootEnv := fmt.Sprintf("kernel_sum=%s\ninitrd_sum=%s\nslot_args=console=%s %s\n", sum(image), sum(initrd), console, slotArguments)
+	about := fmt.Sprintf("VERSION=%s\nEPOCH=%d\n", b.version, b.epoch.Unix())
+	return tree, writeTree(tree, map[string]file{
+		"boot/Image": {image, 0o644}, "boot/initrd": {initrd, 0o644}, "boot/boot.env": {[]byte(bootEnv), 0o644},
+		"usr/bin/ferrule": {program, 0o755}, "etc/ferrule-release": {[]byte(about), 0o644},
+	})
+}
+
+// sum is the CRC32 as U-Boot's crc32 leaves it in memory, and itest reads it there: the bytes the
+// other way round.
+func sum(content []byte) string {
+	return strconv.FormatUint(uint64(bits.ReverseBytes32(crc32.ChecksumIEEE(content))), 16)
+}
+
+func (b *builder) compile(ctx context.Context, to, program, flags string) error {
+	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2", "-ldflags", flags, "-o", to, program)
+	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=arm64")
+	if out, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w: %s", program, err, out)
+	}
+	return nil
+}
+
+// slotImage makes the ext4 image of a slot: no journal, and no feature that U-Boot cannot read.
+func (b *builder) slotImage(ctx context.Context, name, console string) error {
+	tree, err := b.slotTree(ctx, console)
+	if err != nil {
+		return err
+	}
+	return b.ext4(ctx, name, tree, slotUUID, slotSize, "^metadata_csum,^64bit,^has_journal,^resize_inode,^dir_index,^orphan_file,uninit_bg")
+}
+
+// slotAlone is the slot without a disk around it: what ferrule-release bundle takes as the part rootfs.
+func (b *builder) slotAlone(ctx context.Context) ([]string, error) {
+	name := filepath.Join(b.out, "ferrule-qemu-arm64.rootfs.ext4")
+	return []string{name}, b.slotImage(ctx, name, "ttyAMA0")
+}
+
+// file is one file of a tree.
+type file struct {
+	content []byte
+	mode    os.FileMode
+}
+
+func writeTree(dir string, files map[string]file) error {
+	for name, f := range files {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
+		}
+		if err := os.WriteFile(path, f.content, f.mode); err != nil {
+			return fmt.Errorf("writing %s: %w", name, err)
+		}
+	}
+	return nil
+}
