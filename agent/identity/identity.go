@@ -190,6 +190,16 @@ func (i *Identity) newest() *Credential {
 // It is another one after a rotation of the key.
 func (i *Identity) Key() crypto.Signer { return i.Current().key }
 
+// TPM returns the device's TPM, which is opened where no key needed it. It stays open until Close.
+// It is to be called before others use i. The errors are tpm.Open's.
+func (i *Identity) TPM(ctx context.Context) (*tpm.Device, error) {
+	device, err := i.openTPM(ctx)
+	if err == nil && i.health.Path == "" {
+		i.health, err = device.Health(ctx)
+	}
+	return device, err
+}
+
 // Close frees the keys and the TPM.
 func (i *Identity) Close() error {
 	var errs []error

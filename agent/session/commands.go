@@ -140,8 +140,12 @@ func (s *Session) answer(ctx context.Context, d delivery) {
 func (l *link) announce(ctx context.Context) {
 	s := l.session
 	for {
-		if err := l.deliver(ctx, notice{s.topics.status, s.online(), 1, true}); err != nil {
+		message := s.online()
+		if err := l.deliver(ctx, notice{s.topics.status, message, 1, true}); err != nil {
 			return
+		}
+		if s.heardOf != nil {
+			s.heardOf(message)
 		}
 		select {
 		case <-s.announcements:

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 
 	"ferrule/agent/agenttest"
+	"ferrule/internal/quantity"
 
 	"ferrule/agent/session/cause"
 )
@@ -188,6 +190,44 @@ func TestStatusCanBeSwitchedOffAndAnnounced(t *testing.T) {
 	stop()
 	if all := got.of("ferrule/"); len(all) != 3 || !strings.Contains(all[2], `"online":false`) || !strings.Contains(all[2], `"boot":`) {
 		t.Errorf("status messages: %q", all)
+	}
+}
+
+// Announced hears of the messages that the broker has acknowledged, and of no other.
+func TestAnnouncedIsWhatTheBrokerAcknowledged(t *testing.T) {
+	w := newWorld(t)
+	var mu sync.Mutex
+	refused := 0
+	keep := func(m agenttest.Message) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if strings.Contains(string(m.Payload), `"n":1}`) {
+			refused++
+			return errors.New("no PUBACK for it")
+		}
+		return nil
+	}
+	b, _ := w.broker(func(c *agenttest.BrokerConfig) { c.Ledger = keep })
+	announced := make(chan string, 8)
+	n := 0
+	s := w.session(b.Address(), func(o *Options) {
+		o.Online = func() []byte { n++; return fmt.Appendf(nil, `{"n":%d}`, n) }
+		o.Announced = func(message []byte) { announced <- string(message) }
+		o.WriteTimeout = quantity.Duration(time.Second)
+	})
+	stop := w.run(s)
+	if got := <-announced; got != `{"n":2}` {
+		t.Errorf("announced %s", got)
+	}
+	s.Announce()
+	if got := <-announced; got != `{"n":3}` {
+		t.Errorf("announced %s", got)
+	}
+	stop()
+	mu.Lock()
+	defer mu.Unlock()
+	if refused == 0 || len(announced) != 0 {
+		t.Errorf("%d were refused, %d more announced", refused, len(announced))
 	}
 }
 

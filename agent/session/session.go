@@ -43,6 +43,9 @@ type Options struct {
 	Handle func(ctx context.Context, c Command) (id string, reply []byte)
 	// Online returns the retained status message; nil: none is published, nor a will.
 	Online func() []byte
+	// Announced is told of every status message that the broker has acknowledged; nil: nobody is. It
+	// must not wait.
+	Announced func(message []byte)
 	// Roots returns the authorities that brokers are checked against. Another pool than the
 	// last makes the session forget its TLS sessions, which would show the chain of before.
 	// nil: those of Config.Roots.
@@ -93,6 +96,7 @@ type Session struct {
 	batch    Batch
 	handle   func(ctx context.Context, c Command) (string, []byte)
 	online   func() []byte
+	heardOf  func(message []byte) // what the broker acknowledged of it
 	grace    time.Duration
 	log      *slog.Logger
 	random   func() float64 // for the back-off
@@ -146,7 +150,7 @@ func New(o Options) (*Session, error) {
 	}
 	s := &Session{
 		config: o.Config, timeouts: stageTimeouts, verified: o.Verified, refusal: o.Refused, now: o.Now, identity: o.Identity, source: o.Source,
-		format: o.Format, batch: o.Batch, handle: o.Handle, online: o.Online, grace: o.ShutdownGrace, log: o.Log, random: jitter,
+		format: o.Format, batch: o.Batch, handle: o.Handle, online: o.Online, heardOf: o.Announced, grace: o.ShutdownGrace, log: o.Log, random: jitter,
 		device:        o.Identity.Device(),
 		rotations:     make(chan struct{}, 1),
 		announcements: make(chan struct{}, 1),
