@@ -21,6 +21,10 @@ type Config struct {
 	// Root is the first root.json of the repository, a file. It is what all trust in updates comes
 	// from, so it is brought to the device in the factory, not over the network.
 	Root string `toml:"root"`
+	// File with the PEM certificates of the authorities that the repository's server is checked
+	// against. Empty: those that brokers are checked against (session.roots). What is installed is
+	// vouched for by Root, whoever the server is.
+	Roots string `toml:"roots"`
 	// Product, as manifests name it. Updates of any other product are refused.
 	Product string `toml:"product"`
 	// Hardware is the revision of this device; a manifest lists those that it is for.
