@@ -1,0 +1,255 @@
+package tuf
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"ferrule/internal/atomicfile"
+	"ferrule/internal/disk"
+	"ferrule/internal/hint"
+)
+
+// The trusted copies in Dir are the files as they came:
+//
+//	5.root.json
+//	17.timestamp-TAG.json  12.snapshot-TAG.json  12.targets-TAG.json
+//
+// The name carries the version, so that a file whose content is damaged still says what nothing
+// may fall below: content is fetched again, from a repository that is not older. TAG is a hash of
+// the keyids of timestamp and snapshot. What was believed under other keys is not looked for
+// under the present ones: that is the recovery from versions which a thief of keys pushed to the
+// sky (TUF 5.3.11), and it comes about in the one rename that makes the new root trusted, where a
+// power cut cannot part the two.
+//
+// So a damaged file may cost a download, a lost one (or all of Dir) costs the memory of its role;
+// the TPM's counter still holds then.
+
+const permissions = 0o644 // nothing here is secret
+
+// floors are the versions that names in Dir bear.
+type floors struct{ root, timestamp, snapshot, targets int64 }
+
+// of returns the floor of a role.
+func (f *floors) of(role string) *int64 {
+	switch role {
+	case roleRoot:
+		return &f.root
+	case roleTimestamp:
+		return &f.timestamp
+	case roleSnapshot:
+		return &f.snapshot
+	}
+	return &f.targets
+}
+
+func limit(role string) int64 {
+	switch role {
+	case roleRoot:
+		return RootLimit
+	case roleTimestamp:
+		return TimestampLimit
+	case roleSnapshot:
+		return SnapshotLimit
+	}
+	return TargetsLimit
+}
+
+// copyName is a parsed name of Dir.
+type copyName struct {
+	name, role, tag string
+	version         int64
+}
+
+func parseName(name string) (n copyName, ok bool) {
+	digits, rest, _ := strings.Cut(name, ".")
+	rest, ok = strings.CutSuffix(rest, ".json")
+	n.name = name
+	n.version, _ = strconv.ParseInt(digits, 10, 64)
+	n.role, n.tag, _ = strings.Cut(rest, "-")
+	known := n.role == roleRoot || n.role == roleTimestamp || n.role == roleSnapshot || n.role == roleTargets
+	return n, ok && known && n.version > 0 && (n.role == roleRoot) == (n.tag == "") && strconv.FormatInt(n.version, 10) == digits
+}
+
+func (c *Client) path(role string, version int64) string {
+	suffix := ""
+	if role != roleRoot {
+		suffix = "-" + c.tag
+	}
+	return filepath.Join(c.o.Dir, strconv.FormatInt(version, 10)+"."+role+suffix+".json")
+}
+
+// keysTag names the keys that timestamp and snapshot are believed by.
+func keysTag(root *document) string {
+	var ids []byte
+	for _, role := range [...]string{roleTimestamp, roleSnapshot} {
+		for _, id := range slices.Compact(slices.Clone(root.authority(role).keyids)) {
+			ids = append(append(ids, id...), '\n')
+		}
+		ids = append(ids, '\n')
+	}
+	sum := sha256.Sum256(ids)
+	return hex.EncodeToString(sum[:8])
+}
+
+// copies lists what Dir holds of a role, the highest version first.
+func (c *Client) copies(role, tag string) ([]copyName, error) {
+	entries, err := c.o.FS.ReadDir(c.o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("listing the trusted metadata: %w", err)
+	}
+	var found []copyName
+	for _, e := range entries {
+		if n, ok := parseName(e.Name()); ok && n.role == role && n.tag == tag {
+			found = append(found, n)
+		}
+	}
+	slices.SortFunc(found, func(a, b copyName) int {
+		if a.version > b.version {
+			return -1
+		}
+		return 1
+	})
+	return found, nil
+}
+
+// loadRoot makes the highest sound root of Dir the trusted one, or else the pinned one.
+func (c *Client) loadRoot() error {
+	found, err := c.copies(roleRoot, "")
+	if err != nil {
+		return err
+	}
+	for _, n := range found {
+		c.floor.root = max(c.floor.root, n.version)
+		d, err := c.read(n, nil)
+		if err == nil {
+			c.root, c.tag = d, keysTag(d)
+			return nil
+		}
+		c.damage(n, err)
+	}
+	switch {
+	case len(c.o.Root) > 0:
+	case len(found) > 0:
+		return hint.With(fmt.Errorf("opening %s: %w", filepath.Join(c.o.Dir, found[0].name), ErrCorrupt),
+			"pin the repository's root.json in the configuration, or copy it to that name")
+	default:
+		return hint.With(fmt.Errorf("opening %s: %w", c.o.Dir, ErrNoRoot), "pin the repository's root.json in the configuration")
+	}
+	d, err := parse(roleRoot, c.o.Root)
+	if err == nil {
+		err = believe(d, d)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the pinned root: %w", err)
+	}
+	c.root, c.tag = d, keysTag(d)
+	return nil
+}
+
+// loadRoles reads what is trusted under the root's keys. Expiry does not matter here: what has
+// expired still says what is older.
+func (c *Client) loadRoles() error {
+	c.timestamp, c.snapshot, c.targets = nil, nil, RoleStatus{}
+	c.floor = floors{root: c.floor.root}
+	for _, role := range [...]string{roleTimestamp, roleSnapshot, roleTargets} {
+		d, err := c.load(role)
+		if err != nil {
+			return err
+		}
+		switch {
+		case d == nil:
+		case role == roleTimestamp:
+			c.timestamp = d
+		case role == roleSnapshot:
+			c.snapshot = d
+		default:
+			c.targets = d.status()
+		}
+	}
+	return nil
+}
+
+// load returns the highest sound copy of a role, or nil; and raises the floor to the highest.
+func (c *Client) load(role string) (*document, error) {
+	found, err := c.copies(role, c.tag)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range found {
+		floor := c.floor.of(role)
+		*floor = max(*floor, n.version)
+		d, err := c.read(n, c.root)
+		if err == nil {
+			return d, nil
+		}
+		c.damage(n, err)
+	}
+	return nil, nil
+}
+
+// read reads and checks one copy; a root that is nil means that the copy is one itself.
+func (c *Client) read(n copyName, root *document) (*document, error) {
+	raw, err := disk.ReadFile(c.o.FS, filepath.Join(c.o.Dir, n.name), limit(n.role))
+	if err != nil {
+		return nil, err
+	}
+	d, err := parse(n.role, raw)
+	if err != nil {
+		return nil, err
+	}
+	if root == nil {
+		root = d
+	}
+	if err := believe(root, d); err != nil {
+		return nil, err
+	}
+	if d.version != n.version {
+		return nil, errors.New("its name bears another version")
+	}
+	return d, nil
+}
+
+func (c *Client) damage(n copyName, err error) {
+	if !slices.Contains(c.damaged, n.name) {
+		c.damaged = append(slices.Clone(c.damaged), n.name)
+	}
+	c.o.Log.LogAttrs(context.Background(), slog.LevelWarn, "trusted metadata is damaged", slog.String("file", n.name), slog.Any("err", err))
+}
+
+// persist makes d durable. The older copy stays until sweep.
+func (c *Client) persist(d *document) error {
+	if err := atomicfile.Write(c.o.FS, c.path(d.role, d.version), d.raw, permissions); err != nil {
+		return fmt.Errorf("storing the %s: %w", d, err)
+	}
+	floor := c.floor.of(d.role)
+	*floor = max(*floor, d.version)
+	c.o.Log.LogAttrs(context.Background(), slog.LevelInfo, "metadata trusted",
+		slog.String("role", d.role), slog.Int64("version", d.version), slog.Time("expires", d.expires))
+	return nil
+}
+
+// sweep removes what is no longer needed: versions below the sound ones, and all that was
+// believed under other keys. A removal that fails, or that a power cut undoes, costs space only
+// and is tried again by the next refresh.
+func (c *Client) sweep() {
+	entries, err := c.o.FS.ReadDir(c.o.Dir)
+	if err != nil {
+		return
+	}
+	sound := floors{root: c.root.version, timestamp: c.timestamp.status().Version, snapshot: c.snapshot.status().Version, targets: c.targets.Version}
+	for _, e := range entries {
+		name, temporary := strings.CutSuffix(e.Name(), atomicfile.Suffix)
+		n, ok := parseName(name)
+		if ok && (temporary || n.version < *sound.of(n.role) || n.role != roleRoot && n.tag != c.tag) {
+			_ = c.o.FS.Remove(filepath.Join(c.o.Dir, e.Name()))
+		}
+	}
+}
