@@ -17,10 +17,14 @@ type archive struct {
 }
 
 const (
-	modeDir  = 0o040755
-	modeFile = 0o100755
-	modeChar = 0o020600
+	modeDir   = 0o040755
+	modeFile  = 0o100755
+	modePlain = 0o100644
+	modeChar  = 0o020600
 )
+
+// fwEnv tells the agent, and fw_printenv, where boot.cmd looks (fw_env.config).
+const fwEnv = "/dev/disk/by-partlabel/env 0x0 0x4000\n/dev/disk/by-partlabel/env 0x4000 0x4000\n"
 
 // file adds a file, and the folders above it.
 func (a *archive) file(name string, content []byte) {
@@ -76,6 +80,7 @@ func (b *builder) initrd(k *kernel, init string) ([]byte, error) {
 		a.folders(dir)
 	}
 	a.device("dev/console", 5, 1)
+	a.entry("etc/fw_env.config", modePlain, 0, 0, []byte(fwEnv))
 	a.device("dev/null", 1, 3)
 	for n, module := range k.modules {
 		content, err := os.ReadFile(module)

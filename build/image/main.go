@@ -4,6 +4,7 @@
 // to, and a delta between two releases is as large as what they let slip.
 //
 //	go run ./build/image [-o DIR] [-version V] qemu-arm64|rpi-arm64|slot
+//	go run ./build/image provision IMAGE FILE...
 package main
 
 import (
@@ -55,11 +56,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
+	if flags.Arg(0) == "provision" && flags.NArg() > 2 {
+		if err := b.provision(ctx, flags.Arg(1), flags.Args()[2:]); err != nil {
+			fmt.Fprintln(stderr, "image: error:", err)
+			return 1
+		}
+		return 0
+	}
 	build, known := map[string]func(*builder, context.Context) ([]string, error){
 		"qemu-arm64": (*builder).qemu, "rpi-arm64": (*builder).raspberry, "slot": (*builder).slotAlone,
 	}[flags.Arg(0)]
 	if !known || flags.NArg() != 1 {
-		fmt.Fprintln(stderr, "usage: image [flags] qemu-arm64|rpi-arm64|slot")
+		fmt.Fprintln(stderr, "usage: image [flags] qemu-arm64|rpi-arm64|slot\n       image provision IMAGE FILE...")
 		flags.PrintDefaults()
 		return 2
 	}

@@ -193,6 +193,11 @@ func giveAway(partitions map[string]string, b boot) error {
 			return fmt.Errorf("preparing the agent's folders: %w", err)
 		}
 	}
+	// The running slot is what a delta is made from: the agent may read it.
+	running := partitions["slot-"+b.slot]
+	if err := errors.Join(os.Chown(running, 0, owner), os.Chmod(running, 0o640)); err != nil {
+		return fmt.Errorf("preparing the agent's folders: %w", err)
+	}
 	return ownState()
 }
 
