@@ -27,7 +27,7 @@ const maxSignatures = 256
 type document struct {
 	role       string
 	raw        []byte // as it came: what others vouch for with a hash, and what is stored
-	signed     []byte // the canonical form of "signed"
+	signed     []byte // the canonical form of "signed"; nil once believed
 	signatures []signature
 	version    int64
 	expires    time.Time
@@ -301,7 +301,7 @@ func (d *document) readTargets(v *value) error {
 }
 
 func readTarget(v *member) (t Target, err error) {
-	t.path = v.name
+	t.path = strings.Clone(v.name) // else it would keep the whole document
 	var ok bool
 	if t.length, ok = v.get("length").integer(0); !ok {
 		return t, errors.New("its length is not a number")

@@ -107,16 +107,16 @@ func (c *Client) copies(role, tag string) ([]copyName, error) {
 	}
 	var found []copyName
 	for _, e := range entries {
-		if n, ok := parseName(e.Name()); ok && n.role == role && n.tag == tag {
-			found = append(found, n)
+		n, ok := parseName(e.Name())
+		if !ok || n.role != role || n.tag != tag {
+			continue
 		}
+		at := 0
+		for at < len(found) && found[at].version > n.version {
+			at++
+		}
+		found = slices.Insert(found, at, n)
 	}
-	slices.SortFunc(found, func(a, b copyName) int {
-		if a.version > b.version {
-			return -1
-		}
-		return 1
-	})
 	return found, nil
 }
 
@@ -214,6 +214,7 @@ func (c *Client) read(n copyName, root *document) (*document, error) {
 	if d.version != n.version {
 		return nil, errors.New("its name bears another version")
 	}
+	d.signed = nil
 	return d, nil
 }
 
@@ -229,6 +230,7 @@ func (c *Client) persist(d *document) error {
 	if err := atomicfile.Write(c.o.FS, c.path(d.role, d.version), d.raw, permissions); err != nil {
 		return fmt.Errorf("storing the %s: %w", d, err)
 	}
+	d.signed = nil
 	floor := c.floor.of(d.role)
 	*floor = max(*floor, d.version)
 	c.o.Log.LogAttrs(context.Background(), slog.LevelInfo, "metadata trusted",
