@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -95,4 +96,16 @@ func TargetOf(o Object) (string, bool) {
 	dir, base := path.Split(o.Path)
 	name, ok := strings.CutPrefix(base, o.SHA256.String()+".")
 	return dir + name, ok && name != ""
+}
+
+// Fields is what m says, for the program that publishes it anew.
+func (m *Manifest) Fields() Fields {
+	f := m.f
+	f.Hardware = slices.Clone(f.Hardware)
+	f.Parts = slices.Clone(f.Parts)
+	for i := range f.Parts {
+		f.Parts[i].Deltas = slices.Clone(f.Parts[i].Deltas)
+	}
+	f.Rollout.Steps = slices.Clone(f.Rollout.Steps)
+	return f
 }
