@@ -30,6 +30,8 @@ const (
 	BodyLimit = manifest.SegmentSize + 64<<10
 	// MapLimit is the most bytes of the map that precedes the data of a Sum segment.
 	MapLimit = 128 << 10
+	// Room is the most bytes that making a segment takes.
+	Room = manifest.SegmentSize + MapLimit
 )
 
 // Kind is how a segment is made.

@@ -17,7 +17,7 @@ type window struct{ buffer []byte }
 
 // Segment makes segment k of its body, which has Body(k) bytes, and of old, which is nil for a
 // full object, and returns it once it has the hash that the manifest names. dst, if it has room,
-// is where it is made; BodyLimit+MapLimit is always enough. Calls for one Plan come one after
+// is where it is made; Room is always enough. Calls for one Plan come one after
 // another. Errors are ErrFormat, ErrOutput and ErrOld.
 func (p *Plan) Segment(k int, body []byte, old io.ReaderAt, dst []byte) ([]byte, error) {
 	if k < 0 || k >= p.Segments() {
@@ -112,7 +112,7 @@ func read(old io.ReaderAt, extents []Extent, b []byte) ([]byte, error) {
 // segment: one that is used again could keep, or lose, the dictionary of the segment before.
 func inflate(body, window, dst []byte) ([]byte, error) {
 	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxMemory(BodyLimit+MapLimit), zstd.WithDecoderMaxWindow(8<<20),
+		zstd.WithDecoderMaxMemory(2*Window), zstd.WithDecoderMaxWindow(2*Window),
 		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderDictRaw(0, window))
 	if err != nil {
 		return nil, err
@@ -165,4 +165,3 @@ func sum(a, b []byte) {
 		a[i] += b[i]
 	}
 }
-
