@@ -119,7 +119,7 @@ type Operation struct {
 	// Line, Unit and Point are the target of a write.
 	Line, Unit, Point string
 	// Value is the physical value of a write, the very one that the line is given: json.Number, float64, an
-	// integer, bool or string.
+	// integer, bool or string. Of an update it is the version that it names, a string.
 	Value any
 	// Args are the bytes of the payload's "args" as they came.
 	Args []byte

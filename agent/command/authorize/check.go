@@ -275,6 +275,9 @@ func Digest(args []byte) string {
 }
 
 func (o Operation) String() string {
+	if version, ok := o.Value.(string); ok && o.Command == "update" && version != "" {
+		return fmt.Sprintf("update:%.80s", Quote(version))
+	}
 	if o.Command != "write" {
 		return o.Command
 	}

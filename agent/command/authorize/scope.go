@@ -15,12 +15,12 @@ import (
 // A scope is a list of grants with one space between two (RFC 6749, 3.3):
 //
 //	scope  = grant *( " " grant )
-//	grant  = command | "write:" name "/" name "/" name [ "=" values ]
+//	grant  = command | "write:" name "/" name "/" name [ "=" values ] | "update:" name
 //	name   = "*" | 1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "%" HEX HEX )
 //	values = number | [ number ] ".." [ number ] | "true" | "false" | "'" *( as in a name ) "'"
 //
-// A command is config, renew, restart, roots or update. A name stands for itself, percent-encoded as UTF-8 where
-// it has other characters; "*" is any. A number is JSON's. Grants of words that are not known here grant nothing.
+// A command is config, renew, restart, roots or update; the name behind update is the version that the command
+// must name. A name stands for itself, percent-encoded as UTF-8 where it has other characters; "*" is any. A number is JSON's. Grants of words that are not known here grant nothing.
 const (
 	maxGrants   = 64
 	maxNumber   = 64  // characters
@@ -36,6 +36,7 @@ type grant struct {
 	command string
 	target  [3]string // line, unit, point; "" is any
 	values  values
+	version string // of an update; "" is any
 }
 
 // values is what a grant to write says of the value.
@@ -91,6 +92,12 @@ func parseGrant(word string) (g grant, known bool, err error) {
 	switch {
 	case !slices.Contains(Commands(), command):
 		return g, false, nil
+	case command == "update" && hasTarget:
+		g.version, err = unquote(target)
+		if err == nil && (g.version == "" || target == "*") {
+			err = fmt.Errorf("any version is written update, without a target")
+		}
+		return g, true, err
 	case command != "write" && hasTarget:
 		return g, true, fmt.Errorf("%s has no target", command)
 	case command != "write":
@@ -265,7 +272,7 @@ func (g grant) covers(op Operation) bool {
 		return false
 	}
 	if g.command != "write" {
-		return true
+		return g.version == "" || op.Value == g.version
 	}
 	for i, name := range [3]string{op.Line, op.Unit, op.Point} {
 		if name == "" || g.target[i] != "" && g.target[i] != name {

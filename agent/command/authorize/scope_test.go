@@ -13,6 +13,10 @@ func write(line, unit, point string, value any) authorize.Operation {
 	return authorize.Operation{Command: "write", Line: line, Unit: unit, Point: point, Value: value}
 }
 
+func update(version string) authorize.Operation {
+	return authorize.Operation{Command: "update", Value: version}
+}
+
 func TestScopeGrants(t *testing.T) {
 	n := func(text string) any { return json.Number(text) }
 	negativeZero := math.Copysign(0, -1)
@@ -21,6 +25,14 @@ func TestScopeGrants(t *testing.T) {
 		op    authorize.Operation
 		want  bool
 	}{
+		{"update", update(""), true},
+		{"update", update("1.4.0"), true},
+		{"update:1.4.0", update("1.4.0"), true},
+		{"update:1.4.0", update("1.4.1"), false},
+		{"update:1.4.0", update(""), false}, // whatever is newest then
+		{"update:1.4.0", authorize.Operation{Command: "update"}, false},
+		{"update:1.4.0", write("l", "u", "p", "1.4.0"), false},
+		{"update:1.4.0%2B7", update("1.4.0+7"), true},
 		{"write:l/u/p=0..50", write("l", "u", "p", n("0")), true},
 		{"write:l/u/p=0..50", write("l", "u", "p", n("50")), true},
 		{"write:l/u/p=0..50", write("l", "u", "p", n("5e1")), true},
@@ -93,7 +105,7 @@ func TestScopeSyntax(t *testing.T) {
 		"", " ", "restart ", " restart", "restart  config", "restart\tconfig", "write", "write:", "write:l", "write:l/u", "write:l/u/p/x", "write://",
 		"write:l//p", "write:l/u/p=", "write:l/u/p=..", "write:l/u/p=50..0", "write:l/u/p=nan", "write:l/u/p=0..inf", "write:l/u/p=0x10", "write:l/u/p=+1",
 		"write:l/u/p=01", "write:l/u/p=1_000", "write:l/u/p=.5", "write:l/u/p=1...2", "write:l/u/p=1..2..3", "write:l/u/p=1e999", "write:l/u/p='x", "write:l/u/p=x'", "write:l/u/p='it's'",
-		"write:l/u/p=True", "write:l/u/p=on", "write:ü/u/p", "write:l/u/p%2", "write:l/u/%zz", "write:l/u/%ff", "write:l+m/u/p", "write:l/**/p", "restart:now", "config:*",
+		"write:l/u/p=True", "write:l/u/p=on", "write:ü/u/p", "write:l/u/p%2", "write:l/u/%zz", "write:l/u/%ff", "write:l+m/u/p", "write:l/**/p", "restart:now", "config:*", "update:", "update:*", "update:a b",
 		"write:l/u/p=" + strings.Repeat("1", 65), strings.TrimSpace(strings.Repeat("restart ", 65)),
 	} {
 		if _, err := authorize.ParseScope(bad); err == nil {
