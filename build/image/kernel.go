@@ -13,12 +13,28 @@ import (
 	"strings"
 )
 
-// wanted are the modules of the appliance; what they need comes with them. Serial ports, ext4 and
-// the TPM's core are built into this kernel, and it is the one of Debian's that knows a TIS TPM.
-var wanted = []string{"virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "tpm_tis", "softdog"}
+// flavour is one of Debian's kernels, and the modules that a machine needs of it; what those need
+// comes with them.
+type flavour struct {
+	name    string // linux-image-NAME
+	modules []string
+}
+
+// cloud has serial ports, ext4 and the TPM's core built in, and is the one that knows a TIS TPM on
+// a plain bus.
+var cloud = flavour{"cloud-arm64", []string{"virtio_mmio", "virtio_pci", "virtio_blk", "virtio_net", "tpm_tis", "softdog"}}
+
+// generic is for boards. The modules are those of a Raspberry Pi 4: card, network, TPM on SPI, USB and
+// what is plugged there, watchdog.
+var generic = flavour{"arm64", []string{
+	"sdhci_iproc", "bcm2835", "crc32c_generic", "ext4", "nls_ascii", "nls_cp437", "vfat", "broadcom", "genet", "reset_raspberrypi",
+	"xhci_pci", "dwc2", "spi_bcm2835", "spi_bcm2835aux", "tpm_tis_spi", "usb_storage", "ftdi_sio", "cp210x", "ch341", "pl2303",
+	"cdc_acm", "bcm2835_wdt", "bcm2835_rng",
+}}
 
 // kernel is what was taken out of Debian's package.
 type kernel struct {
+	dir     string            // what was unpacked
 	image   string            // the file
 	modules []string          // files, each after those that it needs
 	names   map[string]string // module → file
@@ -39,14 +55,15 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 `
 
 // openKernel finds the package in the cache, or brings it there, and unpacks it.
-func (b *builder) openKernel(ctx context.Context) (*kernel, error) {
-	pattern := filepath.Join(b.cache, "linux-image-*-cloud-arm64_"+cmp.Or(b.kernel, "*")+"_arm64.deb")
+func (b *builder) openKernel(ctx context.Context, f flavour) (*kernel, error) {
+	// The version has digits alone where the name of another flavour goes on.
+	pattern := filepath.Join(b.cache, "linux-image-*[0-9]-"+f.name+"_"+cmp.Or(b.kernel, "*")+"_arm64.deb")
 	found, err := filepath.Glob(pattern)
 	if err != nil {
 		return nil, fmt.Errorf("looking for a kernel: %w", err)
 	}
 	if len(found) == 0 {
-		if err := b.download(ctx); err != nil {
+		if err := b.download(ctx, f); err != nil {
 			return nil, fmt.Errorf("downloading a kernel: %w", err)
 		}
 		if found, err = filepath.Glob(pattern); err != nil || len(found) == 0 {
@@ -57,11 +74,11 @@ func (b *builder) openKernel(ctx context.Context) (*kernel, error) {
 	if err := b.tool(ctx, "", "dpkg-deb", "-x", found[len(found)-1], dir); err != nil {
 		return nil, err
 	}
-	return readKernel(dir)
+	return readKernel(dir, f)
 }
 
 // download has an apt of its own, for a foreign architecture that this machine need not know of.
-func (b *builder) download(ctx context.Context) error {
+func (b *builder) download(ctx context.Context, f flavour) error {
 	dir, err := filepath.Abs(b.cache)
 	if err != nil {
 		return err
@@ -83,13 +100,13 @@ func (b *builder) download(ctx context.Context) error {
 	if err := b.tool(ctx, "", append([]string{"apt-get"}, append(options, "update")...)...); err != nil {
 		return err
 	}
-	depends, err := b.ask(ctx, "", append([]string{"apt-cache"}, append(options[1:], "depends", "--important", "linux-image-cloud-arm64")...)...)
+	depends, err := b.ask(ctx, "", append([]string{"apt-cache"}, append(options[1:], "depends", "--important", "linux-image-"+f.name)...)...)
 	if err != nil {
 		return err
 	}
 	_, name, found := strings.Cut(depends, "Depends: ")
 	if !found {
-		return errors.New("Debian's archive has no linux-image-cloud-arm64")
+		return fmt.Errorf("no linux-image-%s in Debian's archive", f.name)
 	}
 	name, _, _ = strings.Cut(strings.TrimSpace(name), "\n")
 	if b.kernel != "" {
@@ -104,12 +121,12 @@ func (b *builder) download(ctx context.Context) error {
 }
 
 // readKernel finds the image and orders the modules.
-func readKernel(dir string) (*kernel, error) {
+func readKernel(dir string, f flavour) (*kernel, error) {
 	images, err := filepath.Glob(filepath.Join(dir, "boot/vmlinuz-*"))
 	if err != nil || len(images) != 1 {
 		return nil, errors.New("reading the kernel's package: there is not one boot/vmlinuz")
 	}
-	k := &kernel{image: images[0], names: make(map[string]string)}
+	k := &kernel{dir: dir, image: images[0], names: make(map[string]string)}
 	err = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
 		if module, ok := strings.CutSuffix(filepath.Base(name), ".ko"); ok {
 			k.names[strings.ReplaceAll(module, "-", "_")] = name
@@ -120,7 +137,7 @@ func readKernel(dir string) (*kernel, error) {
 		return nil, fmt.Errorf("reading the kernel's package: %w", err)
 	}
 	done := make(map[string]bool)
-	for _, module := range wanted {
+	for _, module := range f.modules {
 		if err := k.add(module, done); err != nil {
 			return nil, fmt.Errorf("reading the kernel's modules: %w", err)
 		}

@@ -39,7 +39,9 @@ type builder struct {
 	agent   string    // a finished ferrule for arm64; "": build it
 	kernel  string    // version of Debian's package; "": the newest
 	dataMiB int64
-	broken  string // what a test wants to be wrong with the slot
+	// firmware is a folder with the Raspberry Pi's own files, which are not free and not here.
+	firmware string
+	broken   string // what a test wants to be wrong with the slot
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -50,8 +52,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.StringVar(&b.cache, "cache", ".cache/image", "folder for what is downloaded")
 	flags.StringVar(&b.version, "version", "", "version of the release (default: git describe)")
 	flags.StringVar(&b.agent, "agent", "", "ferrule for arm64 (default: it is built)")
-	flags.StringVar(&b.kernel, "kernel", "", "version of Debian's package linux-image-cloud-arm64 (default: the newest)")
+	flags.StringVar(&b.kernel, "kernel", "", "version of Debian's kernel package (default: that in the cache, else the newest)")
 	flags.Int64Var(&b.dataMiB, "data", 64, "size of the data partition in MiB")
+	flags.StringVar(&b.firmware, "firmware", "", "folder with the Raspberry Pi's firmware (start4.elf, fixup4.dat, overlays/), for its slots")
 	flags.StringVar(&b.broken, "broken", "", "for tests: panic makes a slot whose kernel panics")
 	if err := flags.Parse(args); err != nil {
 		return 2

@@ -22,43 +22,60 @@ const (
 // slotArguments are the kernel's. A panic resets at once; what hangs is made to panic.
 const slotArguments = "quiet panic=-1 oops=panic softlockup_panic=1 hung_task_panic=1"
 
-// slotTree fills a folder with what a slot holds, and says where it is.
-func (b *builder) slotTree(ctx context.Context, console string) (string, error) {
-	k, err := b.openKernel(ctx)
-	if err != nil {
-		return "", err
+// contents are the parts of a slot, whatever holds them.
+type contents struct {
+	kernel               *kernel
+	image, initrd, agent []byte
+	about                string // KEY=VALUE lines: what the slot says of itself
+}
+
+func (b *builder) contents(ctx context.Context, f flavour) (c contents, err error) {
+	if c.kernel, err = b.openKernel(ctx, f); err != nil {
+		return c, err
 	}
 	init := filepath.Join(b.work, "init")
 	if err := b.compile(ctx, init, "./build/image/init", "-s -w -buildid="); err != nil {
-		return "", err
+		return c, err
 	}
 	agent := b.agent
 	if agent == "" {
 		agent = filepath.Join(b.work, "ferrule")
 		flags := "-s -w -buildid= -X main.version=" + b.version + " -X main.built=" + b.epoch.Format("2006-01-02T15:04:05Z")
 		if err := b.compile(ctx, agent, "./cmd/ferrule", flags); err != nil {
-			return "", err
+			return c, err
 		}
 	}
-	initrd, err := b.initrd(k, init)
-	if err != nil {
-		return "", err
+	if c.initrd, err = b.initrd(c.kernel, init); err != nil {
+		return c, err
 	}
-	image, err := os.ReadFile(k.image)
-	if err != nil {
-		return "", fmt.Errorf("making the slot: %w", err)
+	if c.image, err = os.ReadFile(c.kernel.image); err != nil {
+		return c, fmt.Errorf("making the slot: %w", err)
 	}
-	program, err := os.ReadFile(agent)
+	if c.agent, err = os.ReadFile(agent); err != nil {
+		return c, fmt.Errorf("making the slot: %w", err)
+	}
+	c.about = fmt.Sprintf("VERSION=%s\nEPOCH=%d\n", b.version, b.epoch.Unix())
+	return c, nil
+}
+
+// slotAlone is the slot without a disk around it: what ferrule-release bundle takes as the part rootfs.
+// It is ext4 without a journal and without what U-Boot cannot read.
+func (b *builder) slotAlone(ctx context.Context) ([]string, error) {
+	c, err := b.contents(ctx, cloud)
 	if err != nil {
-		return "", fmt.Errorf("making the slot: %w", err)
+		return nil, err
 	}
 	tree := filepath.Join(b.work, "slot")
-	bootEnv := fmt.Sprintf("kernel_sum=%s\ninitrd_sum=%s\nslot_args=console=%s %s\n", sum(image), sum(initrd), console, slotArguments)
-	about := fmt.Sprintf("VERSION=%s\nEPOCH=%d\n", b.version, b.epoch.Unix())
-	return tree, writeTree(tree, map[string]file{
-		"boot/Image": {image, 0o644}, "boot/initrd": {initrd, 0o644}, "boot/boot.env": {[]byte(bootEnv), 0o644},
-		"usr/bin/ferrule": {program, 0o755}, "etc/ferrule-release": {[]byte(about), 0o644},
+	bootEnv := fmt.Sprintf("kernel_sum=%s\ninitrd_sum=%s\nslot_args=console=ttyAMA0 %s\n", sum(c.image), sum(c.initrd), slotArguments)
+	err = writeTree(tree, map[string]file{
+		"boot/Image": {c.image, 0o644}, "boot/initrd": {c.initrd, 0o644}, "boot/boot.env": {[]byte(bootEnv), 0o644},
+		"usr/bin/ferrule": {c.agent, 0o755}, "etc/ferrule-release": {[]byte(c.about), 0o644},
 	})
+	if err != nil {
+		return nil, err
+	}
+	name := filepath.Join(b.out, "ferrule-qemu-arm64.rootfs.ext4")
+	return []string{name}, b.ext4(ctx, name, tree, slotUUID, slotSize, "^metadata_csum,^64bit,^has_journal,^resize_inode,^dir_index,^orphan_file,uninit_bg")
 }
 
 // sum is the CRC32 as U-Boot's crc32 leaves it in memory, and itest reads it there: the bytes the
@@ -74,21 +91,6 @@ func (b *builder) compile(ctx context.Context, to, program, flags string) error 
 		return fmt.Errorf("building %s: %w: %s", program, err, out)
 	}
 	return nil
-}
-
-// slotImage makes the ext4 image of a slot: no journal, and no feature that U-Boot cannot read.
-func (b *builder) slotImage(ctx context.Context, name, console string) error {
-	tree, err := b.slotTree(ctx, console)
-	if err != nil {
-		return err
-	}
-	return b.ext4(ctx, name, tree, slotUUID, slotSize, "^metadata_csum,^64bit,^has_journal,^resize_inode,^dir_index,^orphan_file,uninit_bg")
-}
-
-// slotAlone is the slot without a disk around it: what ferrule-release bundle takes as the part rootfs.
-func (b *builder) slotAlone(ctx context.Context) ([]string, error) {
-	name := filepath.Join(b.out, "ferrule-qemu-arm64.rootfs.ext4")
-	return []string{name}, b.slotImage(ctx, name, "ttyAMA0")
 }
 
 // file is one file of a tree.

@@ -71,7 +71,7 @@ func end(log *slog.Logger, how ending) {
 	keepClock()
 	_ = unix.Kill(-1, unix.SIGTERM) // nobody but the agent was there, and it is gone
 	unix.Sync()
-	for _, at := range []string{stateDir, confDir, dataDir} {
+	for _, at := range []string{stateDir, confDir, dataDir, firmwareDir} {
 		if err := unix.Unmount(at, 0); err != nil {
 			_ = unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_RDONLY, "") // nothing more can be done
 		}

@@ -22,8 +22,10 @@ const (
 	stateDir = "/var/lib/ferrule" // DATA/lib
 	confDir  = "/etc/ferrule"     // DATA/etc
 	runDir   = "/run/ferrule"
-	agent    = slotDir + "/usr/bin/ferrule"
-	owner    = 990 // uid and gid of the agent
+	// firmwareDir is what the Raspberry Pi's firmware reads first, with its autoboot.txt.
+	firmwareDir = "/boot/firmware"
+	agent       = slotDir + "/usr/bin/ferrule"
+	owner       = 990 // uid and gid of the agent
 )
 
 // What a part of the start may take before it counts as failed.

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,6 +19,8 @@ import (
 type boot struct {
 	slot  string // a or b
 	trial bool
+	// labels of the partitions, in order, on a disk whose table has none (MBR).
+	labels []string
 }
 
 // mountKernel mounts what the kernel shows as files.
@@ -48,7 +52,14 @@ func readCommandLine() (b boot, err error) {
 	if err != nil {
 		return b, fmt.Errorf("reading the kernel's command line: %w", err)
 	}
-	return parseCommandLine(string(line))
+	if b, err = parseCommandLine(string(line)); err != nil {
+		return b, err
+	}
+	// The Raspberry Pi's firmware says it there: a number, the most significant byte first.
+	if flag, err := os.ReadFile("/proc/device-tree/chosen/bootloader/tryboot"); err == nil && len(bytes.Trim(flag, "\x00")) > 0 {
+		b.trial = true
+	}
+	return b, nil
 }
 
 func parseCommandLine(line string) (b boot, err error) {
@@ -58,6 +69,8 @@ func parseCommandLine(line string) (b boot, err error) {
 			b.slot = value
 		case "ferrule.trial":
 			b.trial = value == "1"
+		case "ferrule.partitions":
+			b.labels = strings.Split(value, ",")
 		}
 	}
 	if b.slot != "a" && b.slot != "b" {
@@ -68,18 +81,23 @@ func parseCommandLine(line string) (b boot, err error) {
 
 // mountDisk mounts the running slot and the data partition, and gives the agent what it may write.
 func mountDisk(log *slog.Logger, b boot) error {
-	partitions, err := findPartitions([]string{"slot-a", "slot-b", "data"})
+	partitions, err := findPartitions(b.labels, []string{"slot-a", "slot-b", "data"})
 	if err != nil {
 		return err
 	}
 	if err := linkPartitions(partitions); err != nil {
 		return err
 	}
-	if err := mount(partitions["slot-"+b.slot], slotDir, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV); err != nil {
+	if err := mount(partitions["slot-"+b.slot], slotDir, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, 0); err != nil {
 		return err
 	}
-	if err := mount(partitions["data"], dataDir, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME); err != nil {
+	if err := mount(partitions["data"], dataDir, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, owner); err != nil {
 		return err
+	}
+	if firmware := partitions["firmware"]; firmware != "" { // autoboot.txt is there
+		if err := mount(firmware, firmwareDir, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_SYNCHRONOUS, owner); err != nil {
+			return err
+		}
 	}
 	for from, to := range map[string]string{"lib": stateDir, "etc": confDir} {
 		if err := bind(filepath.Join(dataDir, from), to); err != nil {
@@ -95,11 +113,16 @@ func mountDisk(log *slog.Logger, b boot) error {
 	return giveAway(partitions, b)
 }
 
-func mount(device, at string, flags uintptr) error {
+// mount mounts what is ext4, or FAT, of which everything belongs to owner.
+func mount(device, at string, flags uintptr, owner int) error {
 	if err := os.MkdirAll(at, 0o755); err != nil {
 		return fmt.Errorf("mounting %s: %w", device, err)
 	}
-	if err := unix.Mount(device, at, "ext4", flags, ""); err != nil {
+	err := unix.Mount(device, at, "ext4", flags, "")
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.Mount(device, at, "vfat", flags, fmt.Sprintf("uid=%d,gid=%d,umask=022", owner, owner))
+	}
+	if err != nil {
 		return fmt.Errorf("mounting %s at %s: %w", device, at, err)
 	}
 	return nil
@@ -118,9 +141,9 @@ func bind(from, to string) error {
 }
 
 // findPartitions maps PARTLABEL to device; it waits for those in need, whose driver may be at work yet.
-func findPartitions(need []string) (map[string]string, error) {
+func findPartitions(labels, need []string) (map[string]string, error) {
 	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		found := partitions()
+		found := partitions(labels)
 		missing := ""
 		for _, label := range need {
 			if _, ok := found[label]; !ok {
@@ -136,7 +159,7 @@ func findPartitions(need []string) (map[string]string, error) {
 	}
 }
 
-func partitions() map[string]string {
+func partitions(labels []string) map[string]string {
 	found := make(map[string]string)
 	events, _ := filepath.Glob("/sys/class/block/*/uevent") // the pattern is sound
 	for _, name := range events {
@@ -144,14 +167,19 @@ func partitions() map[string]string {
 		if err != nil {
 			continue // gone again
 		}
-		var device, label string
+		var device, label, number string
 		for line := range strings.Lines(string(text)) {
 			switch key, value, _ := strings.Cut(strings.TrimSpace(line), "="); key {
 			case "DEVNAME":
 				device = value
 			case "PARTNAME":
 				label = value
+			case "PARTN":
+				number = value
 			}
+		}
+		if n, err := strconv.Atoi(number); label == "" && err == nil && 0 < n && n <= len(labels) {
+			label = labels[n-1]
 		}
 		if _, twice := found[label]; label != "" && !twice {
 			found[label] = "/dev/" + device

@@ -102,11 +102,10 @@ func configure(wire string, ack *dhcpv4.DHCPv4) error {
 	if err := set(wire, unix.SIOCSIFNETMASK, net.IP(mask)); err != nil {
 		return fmt.Errorf("setting the mask: %w", err)
 	}
-	for _, router := range ack.Router() {
-		if err := addRoute(router); err != nil && !errors.Is(err, unix.EEXIST) {
+	if routers := ack.Router(); len(routers) > 0 {
+		if err := addRoute(routers[0]); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("setting the route: %w", err)
 		}
-		break
 	}
 	return nil
 }
