@@ -56,12 +56,10 @@ func (m *machine) on(t *testing.T) {
 	m.tpm = start(t, "swtpm", need(t, "swtpm"), "socket", "--tpm2", "--tpmstate", "dir="+filepath.Join(m.dir, "tpm"),
 		"--ctrl", "type=unixio,path="+socket, "--terminate")
 	waitFor(t, "the TPM's socket", func() bool { _, err := os.Stat(socket); return err == nil })
-	flash := filepath.Join(made.dir, "A", "ferrule-qemu-arm64.flash")
-	words := []string{need(t, "qemu-system-aarch64"), "-M", "virt", "-cpu", "cortex-a53", "-m", "320", "-display", "none", "-monitor", "none", "-serial", "stdio",
-		"-bios", "/usr/lib/u-boot/qemu_arm64/u-boot.bin", "-drive", "if=pflash,format=raw,unit=1,readonly=on,file=" + flash,
+	words := bootWords(t, "-m", "320",
 		"-chardev", "socket,id=tpm,path=" + socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis-device,tpmdev=tpm0",
 		"-chardev", "serial,id=line,path=" + m.wire.Path(), "-device", "pci-serial,chardev=line",
-		"-netdev", "user,id=n0", "-device", "virtio-net-device,netdev=n0"}
+		"-netdev", "user,id=n0", "-device", "virtio-net-device,netdev=n0")
 	m.qemu = start(t, "the gateway", append(words, m.drive()...)...)
 	m.powered, m.heard = time.Now(), 0
 }
