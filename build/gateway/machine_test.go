@@ -57,8 +57,8 @@ func (m *machine) on(t *testing.T) {
 		"--ctrl", "type=unixio,path="+socket, "--terminate")
 	waitFor(t, "the TPM's socket", func() bool { _, err := os.Stat(socket); return err == nil })
 	words := bootWords(t, "-m", "320",
-		"-chardev", "socket,id=tpm,path=" + socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis-device,tpmdev=tpm0",
-		"-chardev", "serial,id=line,path=" + m.wire.Path(), "-device", "pci-serial,chardev=line",
+		"-chardev", "socket,id=tpm,path="+socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-tis-device,tpmdev=tpm0",
+		"-chardev", "serial,id=line,path="+m.wire.Path(), "-device", "pci-serial,chardev=line",
 		"-netdev", "user,id=n0", "-device", "virtio-net-device,netdev=n0")
 	m.qemu = start(t, "the gateway", append(words, m.drive()...)...)
 	m.powered, m.heard = time.Now(), 0
