@@ -62,7 +62,13 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	for d := new(desk); c != nil; {
+	d := &desk{manager: newNotifier(o.Log, os.Getenv)}
+	feeding, stop := context.WithCancel(ctx)
+	fed := make(chan struct{})
+	go func() { defer close(fed); d.manager.run(feeding) }()
+	defer func() { stop(); <-fed }()
+	defer d.manager.tell("STOPPING=1")
+	for c != nil {
 		next := runWith(ctx, c, o, d)
 		if err = next.err; errors.Is(err, errFileReplaced) {
 			if c, err = o.Load(); err != nil {
@@ -133,6 +139,7 @@ type agent struct {
 	journal     *journal.Journal
 	authority   *authorize.Authority
 	commands    *command.Executor
+	updates     *updates
 	local       *local.Server
 	readings    atomic.Uint64 // taken from the lines
 	restart     chan struct{} // closed by the command restart
@@ -191,6 +198,7 @@ func (a *agent) openParts(ctx context.Context) (err error) {
 	if err = a.openCommands(fsys); err != nil {
 		return err
 	}
+	a.openUpdates(ctx, fsys)
 	a.openLocal()
 	return a.openSession()
 }
@@ -236,6 +244,7 @@ func (a *agent) openSession() (err error) {
 		Now:           a.clock.Now,
 		Trusted:       a.clock.Trusted,
 		Online:        a.announcement,
+		Announced:     a.updates.heard,
 		ShutdownGrace: a.config.ShutdownGrace.Std(),
 		Log:           a.log,
 	})
@@ -303,11 +312,13 @@ func (a *agent) reload(ctx context.Context) *config.Config {
 
 // close releases what open acquired, in the opposite order.
 func (a *agent) close() {
+	a.desk.manager.leave(a)
 	if a.outbox != nil {
 		if err := a.outbox.Close(); err != nil {
 			a.log.LogAttrs(context.Background(), slog.LevelError, "closing the outbox", slog.Any("err", err))
 		}
 	}
+	a.updates.close()
 	if a.journal != nil {
 		_ = a.journal.Close()
 	}

@@ -45,6 +45,7 @@ func (a *agent) openCommands(fsys disk.FS) (err error) {
 			"renew":   {Run: a.settledOnly(a.renewCommand), Acts: true},
 			"roots":   {Run: a.settledOnly(a.rootsCommand), Acts: true},
 			"config":  {Run: a.configCommand, Acts: true},
+			"update":  {Run: a.updateCommand, Acts: true, Target: updateTarget},
 		},
 	})
 	return nil

@@ -195,6 +195,9 @@ func (a *agent) triable() error {
 	if a.onTrial != nil {
 		return command.Refuse("busy", "%w", trial.ErrBusy)
 	}
+	if a.updates.critical() {
+		return command.Refuse("busy", "an update is on trial, or about to be")
+	}
 	if a.identity.Staged() != nil {
 		return hint.With(command.Refuse("certificate-staged", "a new certificate waits for the broker to take it"),
 			"send the configuration again when the status says that it was taken")
@@ -222,6 +225,7 @@ func fixedSections() []section {
 		{"enroll", "a trial cannot prove it, and it may name a program to be run", func(c *config.Config) any { return c.Enroll }},
 		{"authorize", "it guards this very command", func(c *config.Config) any { return c.Authorize }},
 		{"audit", "it holds what this command leaves behind", func(c *config.Config) any { return c.Audit }},
+		{"update", "what it installs is started, and the trial of a configuration proves none of it", func(c *config.Config) any { return c.Update }},
 		{"local", "whoever may use it needs no token", func(c *config.Config) any { return c.Local }},
 	}
 }

@@ -44,6 +44,7 @@ func (a *agent) openIdentity(ctx context.Context, fsys disk.FS) (err error) {
 		if errors.Is(obtainErr, identity.ErrWrongTPM) || errors.Is(obtainErr, identity.ErrNoWayBack) {
 			return obtainErr
 		}
+		a.desk.manager.ready()
 		a.log.LogAttrs(ctx, slog.LevelError, "no certificate yet", slog.Duration("again_in", pause), slog.Any("err", obtainErr))
 		select {
 		case <-ctx.Done():

@@ -35,8 +35,10 @@ type Status struct {
 	Audit     audit.Status     `json:"audit"`
 	Trust     TrustStatus      `json:"trust"`
 	Config    ConfigStatus     `json:"config"`
-	Local     local.Status     `json:"local"`
-	Wire      WireStatus       `json:"wire"`
+	// Update is absent where no updates are configured.
+	Update *UpdateStatus `json:"update,omitempty"`
+	Local  local.Status  `json:"local"`
+	Wire   WireStatus    `json:"wire"`
 }
 
 // WireStatus is what readings cost.
@@ -92,6 +94,7 @@ func (a *agent) status() Status {
 		Local:     a.local.Status(),
 		Trust:     TrustStatus{Broker: a.trust.brokers.Status(), Revocation: a.trust.revocation.Status()},
 		Config:    a.configStatus(),
+		Update:    a.updates.status(),
 	}
 	s.Wire = a.wireStatus(s.Session.Wire.Sent, s.Outbox)
 	if a.trust.registrars != nil {
@@ -120,6 +123,8 @@ type announcement struct {
 	AuditHash string `json:"audit_hash,omitempty"`
 	// Config is what became of the last configuration from afar.
 	Config *configNews `json:"config,omitempty"`
+	// Update is how updates stand; absent where none are configured.
+	Update *updateNews `json:"update,omitempty"`
 }
 
 // state is the part of the announcement whose change is worth a message.
@@ -150,7 +155,7 @@ func (a *agent) announcement() []byte {
 	payload, err := json.Marshal(announcement{
 		Online: true, Boot: a.outbox.Boot(), Version: a.options.Version,
 		state: a.state(), OutboxDepth: a.outbox.Status().Depth, AuditLine: log.Signed, AuditHash: log.Hash,
-		Config: a.configNews(), Encoding: a.encoder.Encoding(),
+		Config: a.configNews(), Update: a.updates.newest(), Encoding: a.encoder.Encoding(),
 	})
 	if err != nil {
 		return nil // no field of the struct can fail to encode
@@ -161,20 +166,21 @@ func (a *agent) announcement() []byte {
 // announceEvery is how soon the cloud learns of a change, and how often it does at most.
 const announceEvery = 10 * time.Second
 
-// announceChanges publishes the status again when a line, the outbox or the certificate
-// changed. It ends with ctx.
+// announceChanges publishes the status again when a line, the outbox, the certificate or an
+// update changed. It ends with ctx.
 func (a *agent) announceChanges(ctx context.Context) error {
 	look := time.NewTicker(announceEvery)
 	defer look.Stop()
-	known := a.state()
+	known, updated := a.state(), a.updates.state()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-look.C:
 		}
-		if now := a.state(); !reflect.DeepEqual(now, known) {
-			known = now
+		now, update := a.state(), a.updates.state()
+		if !reflect.DeepEqual(now, known) || !reflect.DeepEqual(update, updated) {
+			known, updated = now, update
 			a.session.Announce()
 		}
 	}

@@ -43,6 +43,9 @@ func (a *agent) start(ctx context.Context) stages {
 	if a.onTrial == nil { // on trial the certificate stays the one that the old configuration has
 		ground = append(ground, part{"identity", func(ctx context.Context) error { return a.identity.Run(ctx, a.config.Enroll) }})
 	}
+	if a.updates.engine != nil {
+		ground = append(ground, part{"updates", a.updates.engine.Run})
+	}
 	if a.trust.registrars != nil {
 		ground = append(ground, part{"registrar roots", a.trust.registrars.Run})
 	}
@@ -53,6 +56,7 @@ func (a *agent) start(ctx context.Context) stages {
 	below := a.startStage(free, "ground", ground)
 	middle := a.startStage(free, "session", []part{{"session", a.session.Run}})
 	top := a.startStage(free, "lines", lines)
+	a.desk.manager.watch(a)
 	return stages{top, middle, below}
 }
 

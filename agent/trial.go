@@ -34,6 +34,9 @@ type desk struct {
 	keeper *trial.Keeper // nil: the file is not known
 	file   string        // of the configuration, symbolic links resolved
 	state  string        // state_dir that the keeper's record lies in
+
+	started string // differs from one start of the program to the next; made when it is needed
+	manager *notifier
 }
 
 // attempt is a configuration to be tried.

@@ -20,6 +20,7 @@ import (
 	"ferrule/agent/outbox"
 	"ferrule/agent/session"
 	"ferrule/agent/trust"
+	"ferrule/firmware"
 	"ferrule/hw"
 	"ferrule/hw/profile"
 	"ferrule/internal/hint"
@@ -62,6 +63,8 @@ type Config struct {
 	Encode encode.Config `toml:"encode"`
 	Outbox outbox.Config `toml:"outbox"`
 	Local  local.Config  `toml:"local"`
+	// Signed updates of the device (docs/updates.md).
+	Update firmware.Config `toml:"update"`
 
 	Lines []hw.LineConfig `toml:"line"`
 }
@@ -82,6 +85,7 @@ func Default() Config {
 		Encode:        encode.Default(),
 		Outbox:        outbox.Default(),
 		Local:         local.Default(),
+		Update:        firmware.Default(),
 	}
 }
 
@@ -177,6 +181,6 @@ func (c *Config) validate() error {
 			"add one; ferrule ports lists the serial ports of this machine"))
 	}
 	problems = append(problems, c.Identity.Validate(), c.Enroll.Validate(), c.Session.Validate(), c.Revocation.Validate(), c.Authorize.Validate(), c.Audit.Validate(),
-		c.Encode.Validate(), c.Outbox.Validate(), c.Local.Validate())
+		c.Encode.Validate(), c.Outbox.Validate(), c.Local.Validate(), c.Update.Validate())
 	return errors.Join(problems...)
 }
