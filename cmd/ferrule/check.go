@@ -42,6 +42,9 @@ func runCheck(_ context.Context, e *env) error {
 		for _, plan := range plans {
 			fmt.Fprint(e.stdout, plan)
 		}
+		if c.Update.Enabled() {
+			fmt.Fprint(e.stdout, updatePlan(c.Update))
+		}
 	}
 	if err := c.Local.Probe(c.StateDir); err != nil {
 		fmt.Fprintf(e.stderr, "ferrule: warning: nobody could use the listener on this machine: %v\n", err)

@@ -64,7 +64,16 @@ func runEnroll(ctx context.Context, e *env) error {
 		return withCode(exitIdentity, err)
 	}
 	defer lock.Close()
-	return enrollError(enrollHere(ctx, e, c))
+	if err := enrollHere(ctx, e, c); err != nil {
+		return enrollError(err)
+	}
+	if c.Update.Enabled() {
+		// Now, while somebody is there who knows where the file came from.
+		if _, err := agent.PinRoot(disk.OS(), c); err != nil {
+			fmt.Fprintf(e.stderr, "ferrule: warning: %v\n", err)
+		}
+	}
+	return nil
 }
 
 // check refuses flags that contradict each other.

@@ -15,15 +15,17 @@ import (
 
 // Exit codes (docs/command-line.md). Scripts branch on them, so they never change meaning.
 const (
-	exitDone      = 0
-	exitUsage     = 2
-	exitConfig    = 3
-	exitTPM       = 10
-	exitIdentity  = 11
-	exitSession   = 12
-	exitLine      = 13
-	exitOutbox    = 14
-	exitNoRestart = 78
+	exitDone          = 0
+	exitUsage         = 2
+	exitConfig        = 3
+	exitTPM           = 10
+	exitIdentity      = 11
+	exitSession       = 12
+	exitLine          = 13
+	exitOutbox        = 14
+	exitUpdateRefused = 20
+	exitUpdateFailed  = 21
+	exitNoRestart     = 78
 )
 
 // coded gives an error an exit code of its own.

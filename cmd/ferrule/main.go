@@ -52,6 +52,7 @@ func table() []command {
 		{"tpm", "[--json]", "show what the TPM is, and what keeps it from serving; changes nothing", tpmFlags, runTPM},
 		{"roots", "status|stage|confirm|discard [FILE]", "change whom the running agent believes", rootsFlags, runRoots},
 		{"config", "apply|status|confirm|cancel [FILE]", "have the running agent try a configuration", configFlags, runConfig},
+		{"update", "status|apply|check|commit|rollback [--json] [--version V] [--now] [--wait]", "install a signed update, or say how it stands", updateFlags, runUpdate},
 		{"audit", "verify [--json]", "check that nothing in the audit log was changed", auditFlags, runAudit},
 		{"reset", "--yes", "back to the factory identity; removes everything else", resetFlags, runReset},
 		{"ports", "[--json]", "list serial ports with their stable names; opens none", (*env).jsonFlag, runPorts},
@@ -73,6 +74,7 @@ type env struct {
 	reset          resetOptions
 	roots          rootsOptions
 	apply          configOptions
+	update         updateOptions
 	scan           scanFlags
 	audit          auditOptions
 	doctor         doctorOptions

@@ -57,6 +57,9 @@ func printStatus(w io.Writer, s agent.Status) error {
 	}
 	printIdentity(table, s.Identity)
 	printConfig(table, s.Config, s.Clock.Now)
+	if s.Update != nil {
+		printUpdate(table, *s.Update, s.Clock.Now)
+	}
 	printAuthority(table, s)
 	printSession(table, s.Session, s.Wire, s.Clock.Now)
 	printOutbox(table, s.Outbox)
