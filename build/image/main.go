@@ -97,8 +97,8 @@ func (b *builder) build(ctx context.Context, build func(*builder, context.Contex
 		}
 		b.version = strings.TrimSpace(described)
 	}
-	if strings.ContainsFunc(b.version, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return nil, errors.New("the version has characters that a command line cannot hold")
+	if strings.Trim(b.version, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+~_-") != "" {
+		return nil, errors.New("the version has other characters than letters, digits and . + ~ _ -")
 	}
 	for _, dir := range []string{b.out, b.cache} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {

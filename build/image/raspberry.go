@@ -62,7 +62,7 @@ func (b *builder) piSlot(ctx context.Context, name string) error {
 	}
 	files := map[string]file{
 		"config.txt": {[]byte(piConfig), 0o644}, "Image": {c.image, 0o644}, "initrd": {c.initrd, 0o644},
-		"usr/bin/ferrule": {c.agent, 0o755}, "etc/ferrule-release": {[]byte(c.about), 0o644},
+		"usr/bin/ferrule": {c.agent, 0o755}, "etc/os-release": {[]byte(c.about), 0o644},
 		"cmdline-a.txt": {fmt.Appendf(nil, piArguments, "a"), 0o644}, "cmdline-b.txt": {fmt.Appendf(nil, piArguments, "b"), 0o644},
 	}
 	trees, err := filepath.Glob(filepath.Join(c.kernel.dir, "usr/lib/linux-image-*/broadcom/bcm2711-*.dtb"))

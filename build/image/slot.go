@@ -26,7 +26,7 @@ const slotArguments = "quiet panic=-1 oops=panic softlockup_panic=1 hung_task_pa
 type contents struct {
 	kernel               *kernel
 	image, initrd, agent []byte
-	about                string // KEY=VALUE lines: what the slot says of itself
+	about                string // os-release(5): what the slot says of itself
 }
 
 func (b *builder) contents(ctx context.Context, f flavour) (c contents, err error) {
@@ -54,7 +54,7 @@ func (b *builder) contents(ctx context.Context, f flavour) (c contents, err erro
 	if c.agent, err = os.ReadFile(agent); err != nil {
 		return c, fmt.Errorf("making the slot: %w", err)
 	}
-	c.about = fmt.Sprintf("VERSION=%s\nEPOCH=%d\n", b.version, b.epoch.Unix())
+	c.about = fmt.Sprintf("NAME=Ferrule\nID=ferrule\nIMAGE_ID=ferrule-%s\nIMAGE_VERSION=%s\nBUILD_EPOCH=%d\n", f.name, b.version, b.epoch.Unix())
 	return c, nil
 }
 
@@ -69,7 +69,7 @@ func (b *builder) slotAlone(ctx context.Context) ([]string, error) {
 	bootEnv := fmt.Sprintf("kernel_sum=%s\ninitrd_sum=%s\nslot_args=console=ttyAMA0 %s\n", sum(c.image), sum(c.initrd), slotArguments)
 	err = writeTree(tree, map[string]file{
 		"boot/Image": {c.image, 0o644}, "boot/initrd": {c.initrd, 0o644}, "boot/boot.env": {[]byte(bootEnv), 0o644},
-		"usr/bin/ferrule": {c.agent, 0o755}, "etc/ferrule-release": {[]byte(c.about), 0o644},
+		"usr/bin/ferrule": {c.agent, 0o755}, "etc/os-release": {[]byte(c.about), 0o644},
 	})
 	if err != nil {
 		return nil, err

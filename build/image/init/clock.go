@@ -33,9 +33,9 @@ func keepClock() {
 	_ = os.WriteFile(dataDir+"/clock", nil, 0o644) // the release's time is left
 }
 
-// release is what the slot says of itself: KEY=VALUE lines.
+// release is what the slot says of itself: os-release(5).
 func release(key string) string {
-	text, _ := os.ReadFile(slotDir + "/etc/ferrule-release") // where there is none, nothing is known
+	text, _ := os.ReadFile(slotDir + "/etc/os-release") // where there is none, nothing is known
 	for line := range strings.Lines(string(text)) {
 		if k, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && k == key {
 			return value
@@ -44,10 +44,10 @@ func release(key string) string {
 	return ""
 }
 
-func version() string { return release("VERSION") }
+func version() string { return release("IMAGE_VERSION") }
 
 func releaseTime() time.Time {
-	seconds, err := strconv.ParseInt(release("EPOCH"), 10, 64)
+	seconds, err := strconv.ParseInt(release("BUILD_EPOCH"), 10, 64)
 	if err != nil {
 		return time.Time{}
 	}

@@ -94,6 +94,10 @@ func mountDisk(log *slog.Logger, b boot) error {
 	if err := mount(partitions["data"], dataDir, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, owner); err != nil {
 		return err
 	}
+	// The agent asks it which version runs.
+	if err := os.Symlink(slotDir+"/etc/os-release", "/etc/os-release"); err != nil {
+		return fmt.Errorf("naming the release: %w", err)
+	}
 	if firmware := partitions["firmware"]; firmware != "" { // autoboot.txt is there
 		if err := mount(firmware, firmwareDir, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_SYNCHRONOUS, owner); err != nil {
 			return err
