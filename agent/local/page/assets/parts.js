@@ -148,15 +148,23 @@ const showTrust=(d)=>{
 
 const showUpdate=(d)=>{
   const u=d.update&&obj(d.update),c=obj(d.clock),near=obj(d.local);
-  const failed=u&&(u.problem||u.error);
-  chip('update',failed?'warn':u?'ok':'wait',failed?'failed':u?str(u.state)||'ready':'no updates configured');
+  const goal=obj(u&&u.target),judged=obj(goal.trial),meta=obj(u&&u.metadata),floor=obj(u&&u.floor),win=obj(u&&u.window);
+  const failed=u&&(u.unusable||u.problem),busy=u&&u.state&&u.state!=='idle',not=arr(judged.missing);
+  const lost=u&&!busy&&goal.version&&goal.version!==u.version;
+  chip('update',failed||lost||meta.alarm?'warn':u?'ok':'wait',failed?'look here':busy?str(u.state):lost?'not kept':u?'ready':'no updates configured');
   facts('update',[
     ['Version',d.version],['Running for',d.started?span(now()-time(d.started)):null,null,'boot '+num(d.boot)],
     ['Clock',c.trusted==null?null:c.trusted?'synchronised':'not synchronised',c.trusted===false?'warn':null,c.now?str(c.now).slice(0,19).replace('T',' ')+' UTC':''],
-    ['Updates',u?str(u.state)||'configured':'No updates are configured'],
+    ['Updates',u?(busy?str(u.state)+(goal.version?' '+goal.version:''):'from '+str(u.repository)):'No updates are configured',null,u&&u.next_check&&!busy?'next look '+day(u.next_check):''],
+    ['Progress',busy&&num(goal.segments_all)?Math.floor(100*num(goal.segments)/goal.segments_all)+' %':null,null,num(goal.bytes)?size(goal.bytes)+' of '+size(goal.bytes_all)+(goal.delta?', as a delta':''):''],
+    ['On trial',not.length?'missing: '+not.join(', '):null,'warn',judged.deferred?'the network is the only reason':''],
+    [lost?'Not kept':'Reason',u&&u.reason?(lost?goal.version+': ':'')+u.reason:null,lost?'warn':null,u&&u.advice],
+    ['Window',win.window,null,win.open?'open':win.opens?'opens '+day(win.opens)+' '+clock(win.opens):''],
+    ['Floor',u&&!u.unusable?'security version '+num(floor.value):null,floor.weak?'warn':null,floor.weak||'kept by the TPM'],
+    ['Metadata',meta.alarm,'warn'],
     ['Configuration',short(obj(d.config).sha256),d.config&&d.config.trial?'warn':null,d.config&&d.config.trial?'on trial until '+clock(d.config.trial.deadline):obj(d.config).path],
     ['Listener',obj(near.listener).address,near.problem||obj(near.listener).problem?'bad':null,near.listener?plural(near.listener.guests,'guest'):''],
-    ['Slot',u&&str(u.slot)],['New version',u&&str(u.version||u.target)],['Problem',failed||null,'warn'],
+    ['Installed',u&&str(u.version),null,u&&u.slot?'slot '+u.slot:''],['Problem',failed||null,'warn',u&&u.hint],
   ]);
   set($('#foot'),'Ferrule '+str(d.version)+' on '+str(d.device));
 };

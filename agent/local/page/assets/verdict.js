@@ -49,8 +49,11 @@ const problems=(d)=>{
   if(config.trial)add('update','note','A configuration is on trial','It is kept if it works; else the old one returns at '+clock(obj(config.trial).deadline)+'.');
   else if(last.outcome&&last.outcome!=='kept'&&now()-time(last.at)<864e5)add('update','warn','The last configuration from afar was not kept',last.detail||last.reason);
   if(near.problem||obj(near.listener).problem)add('update','warn','The local listener does not serve',near.problem||near.listener.problem);
-  const up=obj(d.update);
-  if(up.problem||up.error)add('update','warn','The last update failed',up.problem||up.error,up.hint);
+  const up=obj(d.update),goal=obj(up.target);
+  if(up.unusable||up.problem)add('update','warn','Updates cannot be made',up.unusable||up.problem,up.hint);
+  else if(up.state==='trial')add('update','note','Version '+goal.version+' is on trial','It is kept if it proves healthy; else the one before returns.');
+  else if(up.state==='idle'&&goal.version&&goal.version!==up.version)add('update','warn','Version '+goal.version+' was not kept',up.reason,up.advice);
+  if(obj(up.metadata).alarm)add('update','warn','News of updates may be held back',up.metadata.alarm);
   const rank={bad:0,warn:1,note:2};
   return out.sort((x,y)=>rank[x.how]-rank[y.how]);
 };
