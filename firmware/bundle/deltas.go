@@ -68,10 +68,11 @@ func (r *Repository) deltas(ctx context.Context, f *manifest.Fields, i int, olds
 	return made, nil
 }
 
-// wants says whether a delta from that image would be new to p.
+// wants says whether a delta from that image would be new to p. From p itself it is not in vain:
+// a device writes the other slot, which does not hold it, and has it in the one that runs.
 func wants(p *manifest.Part, from manifest.Digest) bool {
 	_, has := p.DeltaFrom(from)
-	return !has && from != p.SHA256 && len(p.Deltas) < manifest.MaxDeltas
+	return !has && len(p.Deltas) < manifest.MaxDeltas
 }
 
 // delta makes one delta, to the image in the file fresh; false where there is nothing to make.

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,6 +13,7 @@ import (
 
 // Publication is what is to be published.
 type Publication struct {
+	Refresh  bool     // what waits goes on waiting: only signatures are renewed
 	Releases []string // that wait; none: all of them
 	Again    []string // published ones that get a new release number: the fleet is to go there
 	Withdraw []string // published ones that are taken back
@@ -41,6 +43,9 @@ func (r *Repository) Publish(ctx context.Context, p Publication) (*Published, er
 	drafts, err := r.Staged()
 	if err != nil {
 		return nil, err
+	}
+	if p.Refresh {
+		drafts = nil
 	}
 	waiting, err := chosen(drafts, p.Releases)
 	if err != nil {
@@ -148,6 +153,15 @@ func (s *state) nextRelease(product string) uint64 {
 
 func remake(f manifest.Fields) (*manifest.Manifest, error) {
 	raw, err := manifest.Encode(f)
+	if err != nil {
+		return nil, err
+	}
+	return reopen(raw)
+}
+
+// reopen reads a manifest in the form that devices hash.
+func reopen(raw json.RawMessage) (*manifest.Manifest, error) {
+	raw, err := compact(raw)
 	if err != nil {
 		return nil, err
 	}

@@ -191,15 +191,11 @@ func stagedName(release string) string { return stagedDir + "/" + release + ".js
 
 // stage puts a manifest aside until it is published.
 func (r *Repository) stage(f manifest.Fields) (*manifest.Manifest, error) {
-	raw, err := manifest.Encode(f)
+	m, err := remake(f)
 	if err != nil {
 		return nil, err
 	}
-	m, err := manifest.Reopen(raw)
-	if err != nil {
-		return nil, err
-	}
-	return m, r.write(stagedName(m.Target()), raw)
+	return m, r.write(stagedName(m.Target()), m.Raw())
 }
 
 // Staged lists the releases that wait to be published, in the order they were made in.
@@ -217,7 +213,7 @@ func (r *Repository) Staged() ([]*manifest.Manifest, error) {
 		if err != nil {
 			return nil, err
 		}
-		m, err := manifest.Reopen(raw)
+		m, err := reopen(raw)
 		if err == nil && stagedName(m.Target()) != name {
 			err = fmt.Errorf("it describes %s", m.Target())
 		}

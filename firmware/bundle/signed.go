@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -109,7 +110,15 @@ func encode[T metadata.Roles](meta *metadata.Metadata[T]) ([]byte, error) {
 }
 
 // canonical is the form that signatures are over: OLPC canonical JSON (TUF specification 1.0, 4.2).
-func canonical(v any) ([]byte, error) {
+func canonical(v any) ([]byte, error) { return form{}.of(v) }
+
+// compact is the same form with control characters escaped, so that it is JSON: that in which
+// devices hash a manifest.
+func compact(v any) ([]byte, error) { return form{escape: true}.of(v) }
+
+type form struct{ escape bool }
+
+func (f form) of(v any) ([]byte, error) {
 	text, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
@@ -120,10 +129,10 @@ func canonical(v any) ([]byte, error) {
 	if err := decoder.Decode(&value); err != nil {
 		return nil, err
 	}
-	return appendCanonical(nil, value)
+	return f.append(nil, value)
 }
 
-func appendCanonical(out []byte, value any) (_ []byte, err error) {
+func (f form) append(out []byte, value any) (_ []byte, err error) {
 	switch v := value.(type) {
 	case nil:
 		return append(out, "null"...), nil
@@ -135,41 +144,47 @@ func appendCanonical(out []byte, value any) (_ []byte, err error) {
 		}
 		return append(out, v...), nil
 	case string:
-		out = append(out, '"')
-		out = append(out, strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(v)...)
-		return append(out, '"'), nil
+		return f.quote(out, v), nil
 	case []any:
 		out = append(out, '[')
 		for i, element := range v {
 			if i > 0 {
 				out = append(out, ',')
 			}
-			if out, err = appendCanonical(out, element); err != nil {
+			if out, err = f.append(out, element); err != nil {
 				return nil, err
 			}
 		}
 		return append(out, ']'), nil
 	case map[string]any:
-		return appendObject(out, v)
+		return f.object(out, v)
 	}
 	return nil, errors.New("canonical JSON has no such value")
 }
 
-func appendObject(out []byte, members map[string]any) (_ []byte, err error) {
-	names := make([]string, 0, len(members))
-	for name := range members {
-		names = append(names, name)
+func (f form) quote(out []byte, text string) []byte {
+	out = append(out, '"')
+	for i := range len(text) {
+		switch b := text[i]; {
+		case b == '"' || b == '\\':
+			out = append(out, '\\', b)
+		case b < ' ' && f.escape:
+			out = fmt.Appendf(out, `\u%04x`, b)
+		default:
+			out = append(out, b)
+		}
 	}
-	slices.Sort(names)
+	return append(out, '"')
+}
+
+func (f form) object(out []byte, members map[string]any) (_ []byte, err error) {
 	out = append(out, '{')
-	for i, name := range names {
+	for i, name := range slices.Sorted(maps.Keys(members)) {
 		if i > 0 {
 			out = append(out, ',')
 		}
-		if out, err = appendCanonical(out, name); err != nil {
-			return nil, err
-		}
-		if out, err = appendCanonical(append(out, ':'), members[name]); err != nil {
+		out = append(f.quote(out, name), ':')
+		if out, err = f.append(out, members[name]); err != nil {
 			return nil, err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"ferrule/firmware/manifest"
+	"ferrule/firmware/tuf"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )
@@ -173,7 +174,7 @@ func (s *state) readReleases() error {
 		if target.Custom == nil {
 			continue
 		}
-		m, err := manifest.Reopen(*target.Custom)
+		m, err := reopen(*target.Custom)
 		if err == nil && m.Target() != name {
 			err = fmt.Errorf("it describes %s", m.Target())
 		}
@@ -317,6 +318,10 @@ func renew[T metadata.Roles](r *Repository, s *state, keys Keys, role string, me
 	if err != nil {
 		return nil, err
 	}
+	if most := limit(role); int64(len(data)) > most {
+		err := fmt.Errorf("signing %s: it would have %d bytes, and devices read at most %d", role, len(data), most)
+		return nil, hint.With(err, "take old releases out: ferrule-release publish --keep N")
+	}
 	back, err := new(metadata.Metadata[T]).FromBytes(bytes.Clone(data))
 	if err == nil {
 		err = s.root.VerifyDelegate(role, back)
@@ -325,4 +330,17 @@ func renew[T metadata.Roles](r *Repository, s *state, keys Keys, role string, me
 		return nil, fmt.Errorf("reading back what was signed for %s: %w", role, err)
 	}
 	return data, nil
+}
+
+// limit is the most bytes of a role's file that devices read.
+func limit(role string) int64 {
+	switch role {
+	case rootRole:
+		return tuf.RootLimit
+	case targetsRole:
+		return tuf.TargetsLimit
+	case snapshotRole:
+		return tuf.SnapshotLimit
+	}
+	return tuf.TimestampLimit
 }

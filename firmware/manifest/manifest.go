@@ -76,7 +76,7 @@ type Part struct {
 	SHA256   Digest
 	Segments []Digest // of each SegmentSize bytes
 	Full     Object   // makes the part of nothing
-	Deltas   []Delta  // make it of what a slot holds; each From once
+	Deltas   []Delta  // make it of what a slot holds, which may be the part itself; each From once
 }
 
 // Object is a file of the repository in the format of package patch.

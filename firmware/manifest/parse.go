@@ -245,8 +245,8 @@ func (p *part) part() (Part, error) {
 		if err != nil {
 			return Part{}, fmt.Errorf("delta %d: %w", i, err)
 		}
-		if _, twice := out.DeltaFrom(d.From); twice || d.From == sum {
-			return Part{}, fmt.Errorf("delta %d is from %s, as another one, or the part itself", i, d.From)
+		if _, twice := out.DeltaFrom(d.From); twice {
+			return Part{}, fmt.Errorf("delta %d is from %s, as another one", i, d.From)
 		}
 		out.Deltas = append(out.Deltas, d)
 	}

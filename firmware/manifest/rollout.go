@@ -27,11 +27,13 @@ const groups = 10_000
 // while time goes on and per cents rise: its group does not depend on them, and steps never
 // fall.
 func (r Rollout) Admits(device string, now time.Time) bool {
-	if r.Paused {
-		return false
-	}
+	return !r.Paused && float64(Group(r.Seed, device)) < math.Round(r.Share(now)*groups/100)
+}
+
+// Share is how many per cent of a fleet the steps have come to.
+func (r Rollout) Share(now time.Time) float64 {
 	if len(r.Steps) == 0 {
-		return true
+		return 100
 	}
 	share := 0.0
 	for _, step := range r.Steps {
@@ -39,7 +41,7 @@ func (r Rollout) Admits(device string, now time.Time) bool {
 			share = max(share, step.Percent)
 		}
 	}
-	return float64(Group(r.Seed, device)) < math.Round(share*groups/100)
+	return share
 }
 
 // Group is the number of a device, 0 to 9999, in the order of a rollout. A device gets an update when
