@@ -43,6 +43,9 @@ func (r *refresh) run() (*Targets, error) {
 	if err := r.updateRoot(); err != nil {
 		return nil, err
 	}
+	if err := r.carry(); err != nil {
+		return nil, err
+	}
 	r.sweep()
 	if err := r.updateTimestamp(); err != nil {
 		return nil, err
@@ -53,6 +56,13 @@ func (r *refresh) run() (*Targets, error) {
 	d, err := r.updateTargets()
 	if err != nil {
 		return nil, err
+	}
+	// The pinned root becomes a trusted copy once a repository has shown that it is its own; a
+	// wrong one in the configuration does not outlive its correction.
+	if r.floor.root == 0 {
+		if err := r.persist(r.root); err != nil {
+			return nil, err
+		}
 	}
 	r.sweep()
 	r.damaged = nil
@@ -234,10 +244,11 @@ func (r *refresh) rollback(d *document) error {
 // just those.
 func (r *refresh) updateTargets() (*document, error) {
 	want, _ := r.snapshot.file("targets.json")
-	d, err := r.load(roleTargets)
+	l, err := r.load(roleTargets)
 	if err != nil {
 		return nil, err
 	}
+	d := l.document
 	stored := d != nil && d.version == want.version && want.match(d.raw) == nil
 	if !stored {
 		if d, err = r.vouched(roleTargets, want); err != nil {

@@ -24,13 +24,15 @@ import (
 //
 // The name carries the version, so that a file whose content is damaged still says what nothing
 // may fall below: content is fetched again, from a repository that is not older. TAG is a hash of
-// the keyids of timestamp and snapshot. What was believed under other keys is not looked for
-// under the present ones: that is the recovery from versions which a thief of keys pushed to the
-// sky (TUF 5.3.11), and it comes about in the one rename that makes the new root trusted, where a
-// power cut cannot part the two.
+// the keyids of timestamp and snapshot, and tells damage from the recovery of TUF 5.3.11: a copy
+// with the present tag that does not verify is damaged, and its version holds; one with another
+// tag was believed under earlier keys, and where the present ones did not sign it, a thief may
+// have pushed its version to the sky, so it is forgotten. Nothing is deleted for that to happen:
+// it comes about in the one rename that makes the new root trusted, and a power cut cannot part
+// the two.
 //
-// So a damaged file may cost a download, a lost one (or all of Dir) costs the memory of its role;
-// the TPM's counter still holds then.
+// So a damaged file may cost a download, and a lost one (or all of Dir) costs the memory of its
+// role; the TPM's counter still holds then.
 
 const permissions = 0o644 // nothing here is secret
 
@@ -100,7 +102,7 @@ func keysTag(root *document) string {
 }
 
 // copies lists what Dir holds of a role, the highest version first.
-func (c *Client) copies(role, tag string) ([]copyName, error) {
+func (c *Client) copies(role string) ([]copyName, error) {
 	entries, err := c.o.FS.ReadDir(c.o.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("listing the trusted metadata: %w", err)
@@ -108,7 +110,7 @@ func (c *Client) copies(role, tag string) ([]copyName, error) {
 	var found []copyName
 	for _, e := range entries {
 		n, ok := parseName(e.Name())
-		if !ok || n.role != role || n.tag != tag {
+		if !ok || n.role != role {
 			continue
 		}
 		at := 0
@@ -122,7 +124,7 @@ func (c *Client) copies(role, tag string) ([]copyName, error) {
 
 // loadRoot makes the highest sound root of Dir the trusted one, or else the pinned one.
 func (c *Client) loadRoot() error {
-	found, err := c.copies(roleRoot, "")
+	found, err := c.copies(roleRoot)
 	if err != nil {
 		return err
 	}
@@ -157,42 +159,82 @@ func (c *Client) loadRoot() error {
 // loadRoles reads what is trusted under the root's keys. Expiry does not matter here: what has
 // expired still says what is older.
 func (c *Client) loadRoles() error {
-	c.timestamp, c.snapshot, c.targets = nil, nil, RoleStatus{}
+	c.timestamp, c.snapshot, c.targets, c.strays = nil, nil, RoleStatus{}, nil
 	c.floor = floors{root: c.floor.root}
-	for _, role := range [...]string{roleTimestamp, roleSnapshot, roleTargets} {
-		d, err := c.load(role)
-		if err != nil {
-			return err
-		}
-		switch {
-		case d == nil:
-		case role == roleTimestamp:
-			c.timestamp = d
-		case role == roleSnapshot:
-			c.snapshot = d
-		default:
-			c.targets = d.status()
-		}
+	timestamp, err := c.load(roleTimestamp)
+	if err != nil {
+		return err
 	}
+	snapshot, err := c.load(roleSnapshot)
+	if err != nil {
+		return err
+	}
+	targets, err := c.load(roleTargets)
+	if err != nil {
+		return err
+	}
+	// TUF 5.3.11: the keys of one have been rotated, then both are forgotten; and the targets, whose
+	// version a thief could push through the snapshot.
+	rotated := timestamp.rotated || snapshot.rotated
+	c.timestamp, c.snapshot = c.hold(timestamp, rotated), c.hold(snapshot, rotated)
+	c.targets = c.hold(targets, rotated).status()
 	return nil
 }
 
-// load returns the highest sound copy of a role, or nil; and raises the floor to the highest.
-func (c *Client) load(role string) (*document, error) {
-	found, err := c.copies(role, c.tag)
+// loaded is the highest sound copy of a role.
+type loaded struct {
+	*document
+	stray   bool // stored under another tag than the present one
+	rotated bool // a higher one was believed under keys that are gone
+}
+
+// load finds the highest sound copy of a role. A damaged one raises the floor.
+func (c *Client) load(role string) (l loaded, err error) {
+	found, err := c.copies(role)
 	if err != nil {
-		return nil, err
+		return l, err
 	}
+	floor := c.floor.of(role)
 	for _, n := range found {
-		floor := c.floor.of(role)
-		*floor = max(*floor, n.version)
-		d, err := c.read(n, c.root)
+		l.document, err = c.read(n, c.root)
+		l.stray = n.tag != c.tag
+		switch {
+		case err != nil && l.stray:
+			l.rotated = true
+			continue
+		case !l.stray:
+			*floor = max(*floor, n.version)
+		}
 		if err == nil {
-			return d, nil
+			return l, nil
 		}
 		c.damage(n, err)
 	}
-	return nil, nil
+	return loaded{rotated: l.rotated}, nil
+}
+
+// hold takes what was loaded for trusted, unless it is to be forgotten.
+func (c *Client) hold(l loaded, rotated bool) *document {
+	switch {
+	case l.document == nil || l.stray && rotated:
+		return nil
+	case l.stray:
+		c.strays = append(c.strays, l.document)
+		floor := c.floor.of(l.role)
+		*floor = max(*floor, l.version)
+	}
+	return l.document
+}
+
+// carry stores under the present tag what is still trusted from under another.
+func (c *Client) carry() error {
+	for len(c.strays) > 0 {
+		if err := c.persist(c.strays[0]); err != nil {
+			return err
+		}
+		c.strays = c.strays[1:]
+	}
+	return nil
 }
 
 // read reads and checks one copy; a root that is nil means that the copy is one itself.

@@ -94,7 +94,8 @@ type Client struct {
 	// What is trusted: the holder of turn reads and writes it.
 	root, timestamp, snapshot *document
 	targets                   RoleStatus
-	tag                       string // of the keys; see store.go
+	tag                       string      // of the keys; see store.go
+	strays                    []*document // trusted, but stored under another tag
 	floor                     floors
 	damaged                   []string
 
@@ -157,7 +158,7 @@ func repair(kind error) string {
 	case ErrExpired:
 		return "check the device's clock; if it is right, publish the repository again: its metadata must be renewed before it expires"
 	case ErrSignature:
-		return "the repository is not the one that the root was pinned for, or was not signed with its present keys"
+		return "the repository is not the one that the root was pinned for, or was not signed with its present keys; to believe another, pin its root and empty the folder of trusted metadata"
 	case ErrRollback:
 		return "a server or proxy serves an old copy of the repository; a repository restored from a backup must be published with higher versions"
 	case ErrMismatch:
