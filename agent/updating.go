@@ -77,8 +77,8 @@ func (u *updates) open(ctx context.Context, fsys disk.FS) error {
 	if err := openSlots(&o); err != nil {
 		return err
 	}
-	if o.Floor, err = a.openFloor(ctx, fsys); err != nil {
-		return err
+	if floor := a.openFloor(ctx, fsys); floor != nil {
+		o.Floor = floor
 	}
 	u.engine, err = firmware.Open(o)
 	return err

@@ -15,34 +15,35 @@ import (
 	"ferrule/firmware"
 	"ferrule/internal/atomicfile"
 	"ferrule/internal/disk"
-	"ferrule/internal/hint"
 	"ferrule/tpm"
 )
 
 // openFloor returns the floor that the TPM keeps; nil where there is to be none, or is no TPM.
-func (a *agent) openFloor(ctx context.Context, fsys disk.FS) (firmware.Floor, error) {
-	how := a.config.Update.Floor
-	if how == firmware.FloorFile {
-		return nil, nil
+func (a *agent) openFloor(ctx context.Context, fsys disk.FS) firmware.Floor {
+	if a.config.Update.Floor == firmware.FloorFile {
+		return nil
 	}
 	device, err := a.identity.TPM(ctx)
-	if err != nil && how == firmware.FloorTPM {
-		return nil, hint.With(fmt.Errorf("opening the TPM for the floor of updates: %w", err),
-			`give the agent a TPM, or set update.floor = "file" and accept that whoever writes state_dir can lower it`)
+	switch {
+	case errors.Is(err, tpm.ErrNoDevice):
+		return nil
+	case err != nil:
+		return noFloor{err}
 	}
-	if err != nil {
-		a.log.LogAttrs(ctx, slog.LevelWarn, "floor of updates not in a TPM", slog.Any("err", err))
-		return nil, nil
-	}
-	f := &tpmFloor{
+	return &tpmFloor{
 		counter: device.Counter(0), fs: fsys, path: filepath.Join(a.config.StateDir, updateDir, "tpm-floor"),
-		strict: how == firmware.FloorTPM, log: a.log, now: a.clock.Now,
+		log: a.log, now: a.clock.Now,
 		lost: func(ctx context.Context, value uint64) {
 			a.note(ctx, audit.Event{Name: "update.floor-lost", Essential: true, Attrs: []slog.Attr{slog.Uint64("value", value)}})
 		},
 	}
-	return f, nil
 }
+
+// noFloor is that of a TPM that is there and cannot be used.
+type noFloor struct{ err error }
+
+func (f noFloor) Read(context.Context) (uint64, string, error) { return 0, "", f.err }
+func (f noFloor) Raise(context.Context, uint64) error          { return f.err }
 
 // counter is what of a tpm.Counter is used.
 type counter interface {
@@ -56,7 +57,6 @@ type tpmFloor struct {
 	counter counter
 	fs      disk.FS
 	path    string
-	strict  bool // without the TPM there is no floor, and so no update
 	log     *slog.Logger
 	now     func() time.Time
 	lost    func(ctx context.Context, value uint64) // the counter was gone
@@ -85,10 +85,7 @@ func (f *tpmFloor) Read(ctx context.Context) (value uint64, weak string, err err
 		value, err = known.Value, f.make(ctx, &known, true)
 	}
 	if err != nil {
-		if f.strict {
-			return 0, "", err
-		}
-		return known.Value, "the TPM's counter cannot be used: " + err.Error(), nil
+		return 0, "", err
 	}
 	if !was || value != known.Value {
 		known.Value = value
@@ -120,12 +117,9 @@ func (r remembered) weak() string {
 func (f *tpmFloor) Raise(ctx context.Context, to uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	known, was := f.recall()
-	if err := f.counter.Raise(ctx, to); err != nil && (f.strict || was) {
+	known, _ := f.recall()
+	if err := f.counter.Raise(ctx, to); err != nil {
 		return err
-	} else if err != nil { // this TPM never had one
-		f.log.LogAttrs(ctx, slog.LevelWarn, "floor of updates not in the TPM", slog.Any("err", err))
-		return nil
 	}
 	// Only now: that the disk knows more than the TPM is how a cleared TPM is noticed.
 	known.Value = max(known.Value, to)
