@@ -82,11 +82,12 @@ type Options struct {
 
 // Client gets files of one repository. It is safe for concurrent use.
 type Client struct {
-	http     *http.Client
-	base     *url.URL
-	rate     func() int64
-	log      *slog.Logger
-	received atomic.Int64
+	http      *http.Client
+	base      *url.URL
+	rate      func() int64
+	log       *slog.Logger
+	received  atomic.Int64
+	rangeless atomic.Bool // a server answered with a whole file instead of a range
 
 	mu   sync.Mutex
 	free time.Time // when the rate allows the next byte
@@ -120,6 +121,9 @@ func (c *Client) redirect(next *http.Request, via []*http.Request) error {
 
 // Received counts the bytes of bodies that have been read from the network.
 func (c *Client) Received() int64 { return c.received.Load() }
+
+// Ranges reports whether the server, as far as is known, sends parts of files.
+func (c *Client) Ranges() bool { return !c.rangeless.Load() }
 
 // Metadata gets a file of the repository's metadata whole. The error Is fs.ErrNotExist where there
 // is none (or where the server does not say: object stores answer 403 then), and ErrTooLarge beyond

@@ -162,6 +162,9 @@ func (s *span) judge(answer *http.Response) error {
 			return &finalError{fmt.Errorf("%w: %d bytes", ErrTooLarge, s.length)}
 		}
 		s.left = s.off
+		if !s.whole && (s.off > 0 || s.end < s.size) {
+			s.c.rangeless.Store(true)
+		}
 	case http.StatusRequestedRangeNotSatisfiable:
 		return s.other("that bytes %d to %d are not in the file", s.off, s.end-1)
 	default:
