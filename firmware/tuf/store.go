@@ -174,10 +174,11 @@ func (c *Client) loadRoles() error {
 		return err
 	}
 	// TUF 5.3.11: the keys of one have been rotated, then both are forgotten; and the targets, whose
-	// version a thief could push through the snapshot.
-	rotated := timestamp.rotated || snapshot.rotated
-	c.timestamp, c.snapshot = c.hold(timestamp, rotated), c.hold(snapshot, rotated)
-	c.targets = c.hold(targets, rotated).status()
+	// version a thief could push through the snapshot. One that is not there may have been
+	// forgotten and swept up already, when a power cut came before the sweep reached the other.
+	forget := timestamp.rotated || snapshot.rotated || timestamp.document == nil || snapshot.document == nil
+	c.timestamp, c.snapshot = c.hold(timestamp, forget), c.hold(snapshot, forget)
+	c.targets = c.hold(targets, forget).status()
 	return nil
 }
 
@@ -213,10 +214,10 @@ func (c *Client) load(role string) (l loaded, err error) {
 	return loaded{rotated: l.rotated}, nil
 }
 
-// hold takes what was loaded for trusted, unless it is to be forgotten.
-func (c *Client) hold(l loaded, rotated bool) *document {
+// hold takes what was loaded for trusted, unless it is a stray that is to be forgotten.
+func (c *Client) hold(l loaded, forget bool) *document {
 	switch {
-	case l.document == nil || l.stray && rotated:
+	case l.document == nil || l.stray && forget:
 		return nil
 	case l.stray:
 		c.strays = append(c.strays, l.document)

@@ -114,6 +114,10 @@ func Open(o Options) (*Client, error) {
 	if err := disk.MakeFolder(o.FS, o.Dir); err != nil {
 		return nil, fmt.Errorf("making the folder of trusted metadata: %w", err)
 	}
+	// What a killed process renamed is made durable before it is believed.
+	if err := o.FS.SyncDir(o.Dir); err != nil {
+		return nil, fmt.Errorf("syncing the folder of trusted metadata: %w", err)
+	}
 	if err := c.loadRoot(); err != nil {
 		return nil, err
 	}
