@@ -15,7 +15,8 @@ type choice struct {
 
 // store keeps a choice where a boot loader looks for it.
 type store interface {
-	load() (choice, error)
+	// load is certain where every copy was read and is sound.
+	load() (c choice, certain bool, err error)
 	// save makes a choice durable.
 	save(choice) error
 	// settled says that whatever copy is lost, the boot loader has the active slot booted. It is
@@ -37,23 +38,24 @@ var _ Boot = (*environment)(nil)
 func (e *environment) State() (State, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.state()
+	s, _, err := e.state()
+	return s, err
 }
 
-func (e *environment) state() (State, error) {
-	c, err := e.store.load()
+func (e *environment) state() (s State, certain bool, err error) {
+	c, certain, err := e.store.load()
 	if err != nil {
-		return State{}, err
+		return State{}, false, err
 	}
 	c = c.normal(e.running)
-	return State{Running: e.running, Active: c.active, Trial: c.trial, Tries: c.tries}, nil
+	return State{Running: e.running, Active: c.active, Trial: c.trial, Tries: c.tries}, certain, nil
 }
 
 // Try implements Boot.
 func (e *environment) Try(s Slot, tries int) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now, err := e.state()
+	now, certain, err := e.state()
 	switch {
 	case err != nil:
 		return err
@@ -68,45 +70,59 @@ func (e *environment) Try(s Slot, tries int) error {
 	if e.once {
 		tries = 1
 	}
-	return e.change(now, choice{now.Active, s, tries})
+	return e.change(now, certain, choice{now.Active, s, tries})
 }
 
 // Commit implements Boot.
 func (e *environment) Commit(s Slot) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now, err := e.state()
+	now, certain, err := e.state()
 	switch {
 	case err != nil:
 		return err
 	case s != e.running:
 		return fmt.Errorf("%w: slot %q does not run, slot %q does", ErrSlot, s, e.running)
 	}
-	return e.change(now, choice{active: s})
+	if err := e.change(now, certain, choice{active: s}); err != nil {
+		return err
+	}
+	// It is done. That an older copy agrees only helps a boot loader that cannot read the newer one,
+	// and Cancel sees to it again.
+	_ = e.settle(s)
+	return nil
 }
 
 // Cancel implements Boot.
 func (e *environment) Cancel() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now, err := e.state()
+	now, certain, err := e.state()
 	if err != nil {
 		return err
 	}
-	if err := e.change(now, choice{active: now.Active}); err != nil || e.store.settled() {
+	if err := e.change(now, certain, choice{active: now.Active}); err != nil {
 		return err
 	}
-	// An older copy would still have the other slot booted.
-	to := choice{active: now.Active}
+	return e.settle(now.Active)
+}
+
+// settle writes once more where an older copy would have another slot booted.
+func (e *environment) settle(active Slot) error {
+	if e.store.settled() {
+		return nil
+	}
+	to := choice{active: active}
 	if err := e.store.save(to); err != nil {
 		return err
 	}
 	return e.check(to)
 }
 
-// change saves what differs, and reads it back.
-func (e *environment) change(now State, to choice) error {
-	if (choice{now.Active, now.Trial, now.Tries}) == to {
+// change saves what differs, and reads it back. What a copy says that could not be read is not
+// known to be the same.
+func (e *environment) change(now State, certain bool, to choice) error {
+	if certain && (choice{now.Active, now.Trial, now.Tries}) == to {
 		return nil
 	}
 	if err := e.store.save(to); err != nil {
@@ -116,7 +132,7 @@ func (e *environment) change(now State, to choice) error {
 }
 
 func (e *environment) check(to choice) error {
-	got, err := e.store.load()
+	got, _, err := e.store.load()
 	if err != nil {
 		return fmt.Errorf("reading the boot loader's environment back: %w", err)
 	}

@@ -140,12 +140,12 @@ func (d *directoryStore) read() (current int, notes [2]note, sound [2]bool, err 
 	return current, notes, sound, nil
 }
 
-func (d *directoryStore) load() (choice, error) {
-	current, notes, _, err := d.read()
+func (d *directoryStore) load() (c choice, certain bool, err error) {
+	current, notes, sound, err := d.read()
 	if err != nil || current < 0 {
-		return choice{}, err
+		return choice{}, err == nil, err
 	}
-	return notes[current].choice, nil
+	return notes[current].choice, sound[0] && sound[1], nil
 }
 
 func (d *directoryStore) save(c choice) error {

@@ -157,20 +157,20 @@ func pick(entries []entry) (active, trial *entry) {
 	return active, trial
 }
 
-func (e *efiStore) load() (choice, error) {
+func (e *efiStore) load() (c choice, certain bool, err error) {
 	entries, err := e.entries()
 	if err != nil {
-		return choice{}, err
+		return choice{}, false, err
 	}
 	active, trial := pick(entries)
 	if active == nil {
-		return choice{}, unusable("rename the entry of the slot that is known to be good to "+e.names[A]+".conf", "%s: no entry is without a counter", e.folder)
+		return choice{}, false, unusable("rename the entry of the slot that is known to be good to "+e.names[A]+".conf", "%s: no entry is without a counter", e.folder)
 	}
-	c := choice{active: active.slot}
+	c = choice{active: active.slot}
 	if trial != nil && (trial.left > 0 || trial.done) {
 		c.trial, c.tries = trial.slot, min(trial.left, MaxTries)
 	}
-	return c, nil
+	return c, true, nil
 }
 
 func (e *efiStore) save(c choice) error {
@@ -178,7 +178,7 @@ func (e *efiStore) save(c choice) error {
 	if err != nil {
 		return err
 	}
-	now, _ := pick(entries)
+	now, trial := pick(entries)
 	if now == nil {
 		return unusable("docs/slots.md shows the two entries", "%s: no entry is without a counter", e.folder)
 	}
@@ -192,10 +192,15 @@ func (e *efiStore) save(c choice) error {
 		}
 		now = &entry{slot: c.active, version: top + 1}
 	}
-	if c.trial != "" {
-		return e.put(entries, c.trial, fmt.Sprintf("%s+%d.conf", e.names[c.trial], c.tries), top+1)
+	if c.trial == "" {
+		return e.giveUp(c.active)
 	}
-	return e.giveUp(c.active)
+	name := fmt.Sprintf("%s+%d.conf", e.names[c.trial], c.tries)
+	if trial == nil || trial.slot != c.trial {
+		return e.put(entries, c.trial, name, top+1)
+	}
+	// It has an entry on trial: of two, both would be tried.
+	return e.rename(trial.file, name)
 }
 
 // put writes the one entry of a slot under a new name, and then removes those that it had.
@@ -262,19 +267,22 @@ func (e *efiStore) giveUp(active Slot) error {
 	if err != nil {
 		return err
 	}
-	changed := false
 	for _, n := range entries {
 		target := e.names[n.slot] + "+0.conf"
 		if !n.counted || n.slot == active || n.file == target {
 			continue
 		}
-		if err := e.fs.Rename(path.Join(e.folder, n.file), path.Join(e.folder, target)); err != nil {
+		if err := e.rename(n.file, target); err != nil {
 			return err
 		}
-		changed = true
 	}
-	if !changed {
-		return nil
+	return nil
+}
+
+// rename gives an entry another name, durably.
+func (e *efiStore) rename(from, to string) error {
+	if err := e.fs.Rename(path.Join(e.folder, from), path.Join(e.folder, to)); err != nil {
+		return err
 	}
 	return e.fs.SyncDir(e.folder)
 }

@@ -122,16 +122,16 @@ func grubGet(lines []grubLine, name string) string {
 	return ""
 }
 
-func (g *grubStore) load() (choice, error) {
+func (g *grubStore) load() (c choice, certain bool, err error) {
 	_, lines, err := g.read()
 	if err != nil {
-		return choice{}, err
+		return choice{}, false, err
 	}
-	c := choice{active: slotOf(grubGet(lines, "ferrule_active")), trial: trialOf(grubGet(lines, "ferrule_try"))}
+	c = choice{active: slotOf(grubGet(lines, "ferrule_active")), trial: trialOf(grubGet(lines, "ferrule_try"))}
 	if c.trial != "" {
 		c.tries = digit(grubGet(lines, "ferrule_tries"))
 	}
-	return c, nil
+	return c, true, nil
 }
 
 // grubSet puts our variables first and in one order; what others put there follows.

@@ -153,23 +153,22 @@ func (s *trybootStore) read() (a autoboot, active Slot, err error) {
 	return a, active, nil
 }
 
-func (s *trybootStore) load() (choice, error) {
+func (s *trybootStore) load() (c choice, certain bool, err error) {
 	a, active, err := s.read()
 	if err != nil {
-		return choice{}, err
+		return choice{}, false, err
 	}
-	c := choice{active: active}
-	trial, boot, _ := strings.Cut(a.note, " boot=")
-	if c.trial = trialOf(trial); c.trial == "" || c.trial == active || s.slot(a.try) != c.trial {
-		return choice{active: active}, nil
-	}
+	c = choice{active: active}
+	name, boot, _ := strings.Cut(a.note, " boot=")
+	trial := trialOf(name)
 	switch {
+	case trial == "" || trial == active || s.slot(a.try) != trial:
 	case boot == s.t.BootID:
-		c.tries = 1 // nothing was restarted since
-	case s.running != c.trial:
-		return choice{active: active}, nil // it ran, or the power was cut first
+		c.trial, c.tries = trial, 1 // nothing was restarted since
+	case s.running == trial:
+		c.trial = trial
 	}
-	return c, nil
+	return c, true, nil // in any other boot it ran, or the power was cut first
 }
 
 func (s *trybootStore) save(c choice) error {

@@ -129,12 +129,16 @@ func (u *ubootStore) current() ([]found, int, error) {
 	return nil, -1, unusable("have U-Boot write it once (saveenv), or see docs/slots.md for the first environment", "%w", errors.Join(reasons...))
 }
 
-func (u *ubootStore) load() (choice, error) {
+func (u *ubootStore) load() (c choice, certain bool, err error) {
 	all, current, err := u.current()
 	if err != nil {
-		return choice{}, err
+		return choice{}, false, err
 	}
-	return u.choice(all[current].vars), nil
+	certain = true
+	for _, f := range all {
+		certain = certain && f.err == nil
+	}
+	return u.choice(all[current].vars), certain, nil
 }
 
 // name is plain in an environment of our own, and marked in one that we share.
