@@ -226,7 +226,7 @@ func readFull(r io.ReaderAt, b []byte, off int64) (int, error) {
 // ways lists the objects that make a part, the smallest first, and opens what deltas need.
 func (e *Engine) ways(ctx context.Context, part manifest.Part) (slot.Device, []way) {
 	ways := []way{{object: part.Full, want: patch.OfFull(&part)}}
-	if len(part.Deltas) == 0 || e.env.Running == "" {
+	if len(part.Deltas) == 0 || e.o.Installer != nil { // an installer's bundle is all there is: it has no slots
 		return nil, ways
 	}
 	old, err := e.o.Open(e.env.Running, part.Name, false)
