@@ -22,7 +22,7 @@ func publishFlags(e *env) {
 	keysFlag(e)
 	e.flags.Var(&e.publish.again, "again", "a published `release` that the fleet is to go (back) to; may be repeated")
 	e.flags.Var(&e.publish.withdraw, "withdraw", "a published `release` to take back; may be repeated")
-	e.flags.IntVar(&e.publish.keep, "keep", 0, "take back all but the newest `N` releases of each product, and remove what nothing names (default: remove nothing)")
+	e.flags.IntVar(&e.publish.keep, "keep", 0, "take back all but the newest `N` releases of each product, channel and hardware, and remove what nothing names (default: remove nothing)")
 	allowFlag(e, &e.publish.allow)
 	jsonFlag(e)
 }

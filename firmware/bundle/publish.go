@@ -17,7 +17,7 @@ type Publication struct {
 	Releases []string // that wait; none: all of them
 	Again    []string // published ones that get a new release number: the fleet is to go there
 	Withdraw []string // published ones that are taken back
-	Keep     int      // how many releases of each product stay, beside those of Releases; 0: all
+	Keep     int      // how many releases of each product, channel and hardware stay, beside new ones; 0: all
 	Allow    Allow
 	Keys     Keys
 }
@@ -199,13 +199,19 @@ func (s *state) withdraw(p Publication, done *Published) error {
 	kept := make(map[string]int)
 	for _, m := range newest(s.releases) {
 		fresh := slices.ContainsFunc(done.Releases, func(d *manifest.Manifest) bool { return d.Target() == m.Target() })
-		kept[m.Product()]++
-		if p.Keep > 0 && kept[m.Product()] > p.Keep && !fresh {
+		kept[audience(m)]++
+		if p.Keep > 0 && kept[audience(m)] > p.Keep && !fresh {
 			s.drop(m.Target())
 			done.Withdrawn = append(done.Withdrawn, m.Target())
 		}
 	}
 	return nil
+}
+
+// audience is the devices that a release is meant for.
+func audience(m *manifest.Manifest) string {
+	hardware := slices.Sorted(slices.Values(m.Hardware()))
+	return fmt.Sprintf("%s %s %q", m.Product(), m.Channel(), hardware)
 }
 
 // keptMetadata is how many old snapshots and targets stay: a device that has just read a

@@ -80,7 +80,7 @@ func (r *Repository) Bundle(ctx context.Context, spec Spec) (*manifest.Manifest,
 	if spec.Deltas < 0 {
 		spec.Deltas = r.settings.Deltas
 	}
-	before := slices.DeleteFunc(of(newest(s.releases), f.Product), func(m *manifest.Manifest) bool { return m.Version() == f.Version })
+	before := s.before(f)
 	before = before[:min(len(before), spec.Deltas)]
 	for i := range f.Parts {
 		made[i].Deltas, err = r.deltas(ctx, &f, i, r.oldParts(before, f.Parts[i].Name))
@@ -124,6 +124,15 @@ func (s *state) security(product, but string) (highest uint64) {
 		}
 	}
 	return highest
+}
+
+// before lists the releases that devices may come from to f, the newest first.
+func (s *state) before(f manifest.Fields) []*manifest.Manifest {
+	return slices.DeleteFunc(of(newest(s.releases), f.Product), func(m *manifest.Manifest) bool {
+		shared := func(revision string) bool { return slices.Contains(m.Hardware(), revision) }
+		fits := len(f.Hardware) == 0 || len(m.Hardware()) == 0 || slices.ContainsFunc(f.Hardware, shared)
+		return m.Version() == f.Version || m.Channel() != f.Channel || !fits
+	})
 }
 
 // admit refuses a release before its parts are made.
@@ -206,7 +215,7 @@ func (r *Repository) Staged() ([]*manifest.Manifest, error) {
 	}
 	found := make(map[string]*manifest.Manifest)
 	for _, name := range names {
-		if strings.HasPrefix(name, tempDir+"/") || !strings.HasSuffix(name, ".json") {
+		if name == stagedRoot || strings.HasPrefix(name, tempDir+"/") || !strings.HasSuffix(name, ".json") {
 			continue
 		}
 		raw, err := disk.ReadFile(r.o.FS, r.path(name), manifest.MaxSize)

@@ -3,10 +3,14 @@ package bundle
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"ferrule/firmware/tuf"
+	"ferrule/internal/disk"
 )
 
 // Rotation is what changes of the keys.
@@ -36,8 +40,8 @@ func (r *Repository) Rotate(n Rotation) (*Rotated, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(s.old) > 0 {
-		return &Rotated{Version: s.root.Signed.Version, Finished: true}, r.commit(s, n.Keys, work{})
+	if done, err := r.finish(s, n.Keys); done != nil || err != nil {
+		return done, err
 	}
 	next := metadata.Root()
 	next.Signed = cloneRoot(&s.root.Signed)
@@ -63,14 +67,53 @@ func (r *Repository) Rotate(n Rotation) (*Rotated, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(s.root.VerifyDelegate(rootRole, next), next.VerifyDelegate(rootRole, next)); err != nil {
-		return nil, fmt.Errorf("reading back the new root: %w", err)
+	return done, r.publishRoot(s, next, data, keys)
+}
+
+// stagedRoot is a root before it is published. It is written there first, because two different
+// roots of one version, of which a device saw the one that a power cut undid, would part the
+// fleet for ever.
+const stagedRoot = stagedDir + "/root.json"
+
+// finish ends a rotation that was cut; nil where there is none.
+func (r *Repository) finish(s *state, keys Keys) (*Rotated, error) {
+	data, err := disk.ReadFile(r.o.FS, r.path(stagedRoot), tuf.RootLimit)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	next, parsing := new(metadata.Metadata[metadata.RootType]).FromBytes(data)
+	if err == nil && parsing == nil && next.Signed.Version == s.root.Signed.Version+1 {
+		return &Rotated{Version: next.Signed.Version, Finished: true}, r.publishRoot(s, next, data, keys)
+	}
+	if len(s.old) == 0 {
+		return nil, nil
+	}
+	if err := r.commit(s, keys, work{}); err != nil {
+		return nil, err
+	}
+	return &Rotated{Version: s.root.Signed.Version, Finished: true}, r.remove(stagedRoot)
+}
+
+// publishRoot publishes a root, and anew what the keys of the one before have signed and no others.
+func (r *Repository) publishRoot(s *state, next *metadata.Metadata[metadata.RootType], data []byte, keys Keys) error {
+	if err := errors.Join(s.root.VerifyDelegate(rootRole, next), next.VerifyDelegate(rootRole, next), checkRoles(&next.Signed)); err != nil {
+		return fmt.Errorf("reading back the new root: %w", err)
 	}
 	s.previous, s.root = s.root, next
-	if n.Role == "" || n.Role == rootRole {
-		return done, r.write(metadataName(next.Signed.Version, rootRole), data)
+	s.old[timestampRole] = next.VerifyDelegate(timestampRole, s.timestamp) != nil
+	s.old[snapshotRole] = next.VerifyDelegate(snapshotRole, s.snapshot) != nil
+	s.old[targetsRole] = next.VerifyDelegate(targetsRole, s.targets) != nil
+	unchanged := !s.old[timestampRole] && !s.old[snapshotRole] && !s.old[targetsRole]
+	if unchanged {
+		if err := errors.Join(r.write(stagedRoot, data), r.write(metadataName(next.Signed.Version, rootRole), data)); err != nil {
+			return err
+		}
+		return r.remove(stagedRoot)
 	}
-	return done, r.commit(s, keys, work{root: data, targets: n.Role == targetsRole, snapshot: n.Role == snapshotRole})
+	if err := r.commit(s, keys, work{root: data}); err != nil {
+		return err
+	}
+	return r.remove(stagedRoot)
 }
 
 // replace makes new keys of a role for those that go.

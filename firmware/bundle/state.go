@@ -273,6 +273,9 @@ func (r *Repository) commit(s *state, keys Keys, w work) error {
 		sum := sha256.Sum256(data)
 		return &metadata.MetaFiles{Version: version, Length: int64(len(data)), Hashes: metadata.Hashes{"sha256": sum[:]}}
 	}
+	if err := r.skip(s); err != nil {
+		return err
+	}
 	if w.targets {
 		signed := &s.targets.Signed
 		data, err := renew(r, s, keys, targetsRole, s.targets, &signed.Version, &signed.Expires)
@@ -295,6 +298,7 @@ func (r *Repository) commit(s *state, keys Keys, w work) error {
 		return err
 	}
 	if w.root != nil {
+		files = append(files, file{stagedRoot, w.root})
 		add(rootRole, s.root.Signed.Version, w.root)
 	}
 	add(timestampRole, signed.Version, data)
@@ -304,6 +308,24 @@ func (r *Repository) commit(s *state, keys Keys, w work) error {
 		}
 	}
 	clear(s.old)
+	return nil
+}
+
+// skip leaves out the versions of a run that was cut: its last rename may have been seen by a
+// device, and then lost with the power. Another file of that version would be a riddle to it.
+func (r *Repository) skip(s *state) error {
+	for role, version := range map[string]*int64{targetsRole: &s.targets.Signed.Version, snapshotRole: &s.snapshot.Signed.Version} {
+		have, err := r.versions(role)
+		if err != nil {
+			return err
+		}
+		if n := len(have); n > 0 && have[n-1] > *version {
+			if role == snapshotRole {
+				s.timestamp.Signed.Version += have[n-1] - *version
+			}
+			*version = have[n-1]
+		}
+	}
 	return nil
 }
 

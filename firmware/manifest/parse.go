@@ -138,8 +138,7 @@ func walk(decoder *json.Decoder, where string, depth int) error {
 				return err
 			}
 		}
-		_, err = decoder.Token()
-		return err
+		return ending(decoder, where)
 	case json.Delim('{'):
 		return walkObject(decoder, where, depth, foreign)
 	}
@@ -168,8 +167,15 @@ func walkObject(decoder *json.Decoder, where string, depth int, foreign bool) er
 			return err
 		}
 	}
-	_, err := decoder.Token()
-	return err
+	return ending(decoder, where)
+}
+
+// ending reads the bracket that closes a value.
+func ending(decoder *json.Decoder, where string) error {
+	if _, err := decoder.Token(); err != nil {
+		return fmt.Errorf("reading %s: %w", name(where), err)
+	}
+	return nil
 }
 
 // spelt says that a member's name is written as ours are, so that it matches one of ours exactly or

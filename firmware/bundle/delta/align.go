@@ -144,9 +144,9 @@ func (a *aligner) agrees(to, from int) int {
 // part says how far the run last goes, and returns how far before at the one that comes from from
 // begins: each as far as more than half of its bytes agree, and where they meet, as it is best for both.
 func (a *aligner) part(last *run, at, from int) (back int) {
-	last.n = extent(at-last.to, func(i int) int { return a.agrees(last.to+i, last.from+i) }, len(a.window)-last.from)
+	last.n = forward(a.segment[last.to:at], a.window[min(last.from, len(a.window)):])
 	if at < len(a.segment) {
-		back = extent(at-last.to, func(i int) int { return a.agrees(at-1-i, from-1-i) }, from)
+		back = backward(a.segment[max(last.to, at-maxBack):at], a.window[:from])
 	}
 	overlap := last.to + last.n - (at - back)
 	if overlap <= 0 {
@@ -154,7 +154,8 @@ func (a *aligner) part(last *run, at, from int) (back int) {
 	}
 	score, best, cut := 0, 0, 0
 	for i := range overlap {
-		score += a.agrees(last.to+last.n-overlap+i, last.from+last.n-overlap+i) - a.agrees(at-back+i, from-back+i)
+		to := at - back + i
+		score += a.agrees(to, last.from+to-last.to) - a.agrees(to, from-at+to)
 		if score > best {
 			best, cut = score, i+1
 		}
@@ -163,12 +164,24 @@ func (a *aligner) part(last *run, at, from int) (back int) {
 	return back - cut
 }
 
-// extent is how many of up to limit steps are best taken when each counts 1 if it agrees and
-// costs 1 if not.
-func extent(limit int, agrees func(int) int, bound int) int {
+const (
+	// maxBack bounds how far back a run is extended, so that data which repeats itself is not gone
+	// through again and again.
+	maxBack = 32 << 10
+	// drop is how far the score going back may fall before the beginning is taken to be reached.
+	drop = 256
+)
+
+// forward is how many bytes of a are best explained by those of b, where each that agrees counts
+// 1 and each that does not costs 1.
+func forward(a, b []byte) int {
 	score, best, length := 0, 0, 0
-	for i := range min(limit, bound) {
-		score += 2*agrees(i) - 1
+	for i := range min(len(a), len(b)) {
+		if a[i] == b[i] {
+			score++
+		} else {
+			score--
+		}
 		if score > best {
 			best, length = score, i+1
 		}
@@ -176,7 +189,26 @@ func extent(limit int, agrees func(int) int, bound int) int {
 	return length
 }
 
-// subtract returns the map of runs, and the segment less what the map adds.
+// backward does so from the ends.
+func backward(a, b []byte) int {
+	score, best, length := 0, 0, 0
+	for i := 1; i <= min(len(a), len(b)); i++ {
+		if a[len(a)-i] == b[len(b)-i] {
+			score++
+		} else {
+			score--
+		}
+		if score > best {
+			best, length = score, i
+		} else if score < best-drop {
+			break
+		}
+	}
+	return length
+}
+
+// subtract returns what the frame of a Sum segment holds: the map of runs, the differences of the
+// runs, and what lies between them (patch's add is the reverse).
 func subtract(dst, segment, window []byte, runs []run) []byte {
 	dst = binary.AppendUvarint(dst[:0], uint64(len(runs)))
 	to, from := 0, 0
@@ -187,12 +219,27 @@ func subtract(dst, segment, window []byte, runs []run) []byte {
 		dst = binary.AppendVarint(dst, int64(r.from-from-skip))
 		to, from = r.to+r.n, r.from+r.n
 	}
-	start := len(dst)
-	dst = append(dst, segment...)
 	for _, r := range runs {
-		data := dst[start+r.to : start+r.to+r.n]
-		for i, v := range window[r.from : r.from+r.n] {
-			data[i] -= v
+		dst = difference(dst, r.to, segment[r.to:r.to+r.n], window[r.from:r.from+r.n])
+	}
+	to = 0
+	for _, r := range runs {
+		dst = append(dst, segment[to:r.to]...)
+		to = r.to + r.n
+	}
+	return append(dst, segment[to:]...)
+}
+
+// difference appends a - b, where a lies at at of the segment: of 32-bit words where they are
+// aligned there, since that is what addresses are, elsewhere of bytes.
+func difference(dst []byte, at int, a, b []byte) []byte {
+	for len(a) > 0 {
+		if at&3 == 0 && len(a) >= 4 {
+			dst = binary.LittleEndian.AppendUint32(dst, binary.LittleEndian.Uint32(a)-binary.LittleEndian.Uint32(b))
+			at, a, b = at+4, a[4:], b[4:]
+		} else {
+			dst = append(dst, a[0]-b[0])
+			at, a, b = at+1, a[1:], b[1:]
 		}
 	}
 	return dst
