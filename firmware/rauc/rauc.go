@@ -104,11 +104,15 @@ func (c *Client) Install(ctx context.Context, source string, progress func(Progr
 	if err := w.idle(ctx); err != nil {
 		return err
 	}
-	answer, err := b.call(ctx, call("InstallBundle", source, []option{}), nil)
+	var early []*message // RAUC may have ended before its answer is here
+	answer, err := b.call(ctx, call("InstallBundle", source, []option{}), func(m *message) { early = append(early, m) })
 	if err != nil {
 		return told(err)
 	}
 	w.rauc = answer.sender
+	for _, m := range early {
+		w.take(m)
+	}
 	return w.completed(ctx)
 }
 
@@ -197,6 +201,8 @@ func told(err error) error {
 	switch no.name {
 	case busName + ".Error.ServiceUnknown", busName + ".Error.NameHasNoOwner":
 		return hint.With(fmt.Errorf("%w: %w", ErrAbsent, err), "is rauc.service installed and running? RAUC has to be part of the image where update.boot is rauc")
+	case busName + ".Error.NoReply":
+		return fmt.Errorf("%w: %w", ErrLost, err)
 	case busName + ".Error.AccessDenied":
 		return hint.With(err, "let the user of the agent call de.pengutronix.rauc: docs/packages.md has the policy for the bus")
 	}
@@ -235,7 +241,8 @@ type watch struct {
 	bus      *bus
 	progress func(Progress)
 	rauc     string // the name of the process that installs; empty: any
-	done     bool
+	done     bool   // RAUC has said that an installation ended, or that it is idle, since it was asked last
+	ended    bool   // it said so before
 	result   int32
 }
 
@@ -263,26 +270,40 @@ func (w *watch) idle(ctx context.Context) error {
 	}
 }
 
-// completed waits until the installation has ended.
+// completed waits until the installation has ended. What RAUC says of an end counts once it is idle: it
+// might be that of another installation, which came in between.
 func (w *watch) completed(ctx context.Context) error {
-	for !w.done {
-		w.bus.limit(ctx, w.client.o.lookEvery)
-		m, err := w.bus.read(ctx)
-		if err == nil {
-			w.take(m)
+	for {
+		silent := false
+		if !w.done {
+			w.bus.limit(ctx, w.client.o.lookEvery)
+			m, err := w.bus.read(ctx)
+			silent = errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil
+			if err != nil && !silent {
+				return fmt.Errorf("%w: %w", ErrLost, w.bus.why(ctx, err))
+			}
+			if !silent {
+				w.take(m)
+			}
+		}
+		if !w.done && !silent {
 			continue
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
-			return fmt.Errorf("%w: %w", ErrLost, w.bus.why(ctx, err))
-		}
-		// Silent for long: is it still at it? What it said before its answer has been read by then.
 		operation, err := w.bus.property(ctx, "Operation", w.take)
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrLost, err)
 		}
-		if operation == "idle" && !w.done {
-			return fmt.Errorf("%w: it is idle, and never said what became of the installation", ErrLost)
+		if operation == "idle" {
+			return w.end(ctx)
 		}
+		w.ended, w.done = w.ended || w.done, false
+	}
+}
+
+// end is what became of the installation, once RAUC is idle.
+func (w *watch) end(ctx context.Context) error {
+	if !w.done && !w.ended {
+		return fmt.Errorf("%w: it is idle, and never said what became of the installation", ErrLost)
 	}
 	if w.result == 0 {
 		return nil
@@ -306,6 +327,9 @@ func (w *watch) take(m *message) {
 		}
 	case m.iface == properties && m.member == "PropertiesChanged" && len(m.body) == 3:
 		changed, _ := m.body[1].(map[string]any)
+		if changed["Operation"] == "idle" && (w.ended || w.rauc == "") {
+			w.done = true
+		}
 		p, _ := changed["Progress"].([]any)
 		if len(p) != 3 || w.progress == nil {
 			return

@@ -19,10 +19,10 @@ const (
 )
 
 const (
-	fixedHeader = 16       // bytes before the header's fields
+	fixedHeader = 16        // bytes before the header's fields
 	maxMessage  = 256 << 10 // bytes; the specification allows 128 MiB, RAUC needs some KiB
-	maxFields   = 64 << 10 // bytes of the header's fields
-	maxDepth    = 16       // values within values; the specification allows 64
+	maxFields   = 64 << 10  // bytes of the header's fields
+	maxDepth    = 16        // values within values; the specification allows 64
 )
 
 var errMessage = errors.New("no D-Bus message")
