@@ -28,10 +28,8 @@ const (
 	MaxExtents = 64
 	// BodyLimit is the most bytes that a segment takes in the object.
 	BodyLimit = manifest.SegmentSize + 64<<10
-	// MapLimit is the most bytes of the map that precedes the data of a Sum segment.
+	// MapLimit is the most bytes of the map that precedes the differences of a Sum segment.
 	MapLimit = 128 << 10
-	// Room is the most bytes that making a segment takes.
-	Room = manifest.SegmentSize + MapLimit
 )
 
 // Kind is how a segment is made.
@@ -43,7 +41,7 @@ const (
 	Raw              // of the body, as it is
 	Copy             // of the window, as it is
 	Zstd             // of a zstd frame (RFC 8878) that has the window as its raw dictionary
-	Sum              // of such a frame, which yields a map and data, and to the data the window is added as the map says
+	Sum              // of such a frame, which yields a map and differences from the window
 	kinds
 )
 

@@ -16,10 +16,10 @@ const HeaderLimit = FixedSize + TableLimit + SumSize
 // Plan is the table of segments of one object that may make the part that is wanted. It takes the
 // table, at most TableLimit, and 28 bytes for each segment.
 type Plan struct {
-	want  Want
-	table []byte
-	marks []mark
-	old   window
+	want    Want
+	table   []byte
+	marks   []mark
+	buffers buffers
 }
 
 // mark is where a segment begins. There is one more than there are segments.

@@ -2,7 +2,6 @@ package patch
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 
@@ -11,13 +10,16 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// window is what of the old part a segment is made of. Its buffer is kept from one segment to the
-// next, so that a part of hundreds of segments does not leave hundreds of windows to the collector.
-type window struct{ buffer []byte }
+// buffers are kept from one segment to the next, so that a part of hundreds of segments does not
+// leave hundreds of windows to the collector.
+type buffers struct {
+	window []byte // what of the old part a segment is made of
+	sum    []byte // what the frame of a Sum segment yields
+}
 
 // Segment makes segment k of its body, which has Body(k) bytes, and of old, which is nil for a
 // full object, and returns it once it has the hash that the manifest names. dst, if it has room,
-// is where it is made; Room is always enough. Calls for one Plan come one after
+// is where it is made; manifest.SegmentSize is always enough. Calls for one Plan come one after
 // another. Errors are ErrFormat, ErrOutput and ErrOld.
 func (p *Plan) Segment(k int, body []byte, old io.ReaderAt, dst []byte) ([]byte, error) {
 	if k < 0 || k >= p.Segments() {
@@ -40,8 +42,8 @@ func (p *Plan) segment(k int, body []byte, old io.ReaderAt, dst []byte) ([]byte,
 		return nil, err
 	}
 	length := p.Length(k)
-	if cap(dst) < length+MapLimit {
-		dst = make([]byte, 0, length+MapLimit)
+	if cap(dst) < length {
+		dst = make([]byte, 0, length)
 	}
 	out, err := p.make(kind, length, body, e.Extents, old, dst[:0])
 	if err != nil {
@@ -55,41 +57,43 @@ func (p *Plan) segment(k int, body []byte, old io.ReaderAt, dst []byte) ([]byte,
 
 // make makes a segment of length bytes, not yet believed.
 func (p *Plan) make(kind Kind, length int, body []byte, extents []Extent, old io.ReaderAt, dst []byte) ([]byte, error) {
-	if kind == Copy {
-		return read(old, extents, dst[:length])
-	}
-	if kind == Raw {
-		return append(dst, body...), nil
-	}
-	if kind == Zero {
+	switch kind {
+	case Zero:
 		clear(dst[:length])
 		return dst[:length], nil
+	case Raw:
+		return append(dst, body...), nil
+	case Copy:
+		return read(old, extents, dst[:length])
 	}
-	window, err := p.old.load(old, extents)
+	window, err := p.buffers.load(old, extents)
 	if err != nil {
 		return nil, err
 	}
 	if kind == Zstd {
 		return inflate(body, window, dst[:0:length])
 	}
-	out, err := inflate(body, window, dst[:0:length+MapLimit])
+	if p.buffers.sum == nil {
+		p.buffers.sum = make([]byte, 0, manifest.SegmentSize+MapLimit)
+	}
+	sum, err := inflate(body, window, p.buffers.sum[:0:length+MapLimit])
 	if err != nil {
 		return nil, err
 	}
-	return add(out, length, window)
+	return add(dst[:length], sum, window)
 }
 
 // load reads the window into its buffer.
-func (w *window) load(old io.ReaderAt, extents []Extent) ([]byte, error) {
+func (b *buffers) load(old io.ReaderAt, extents []Extent) ([]byte, error) {
 	total := 0
 	for _, e := range extents {
 		total += e.Length
 	}
-	if cap(w.buffer) < total {
-		w.buffer = nil // before the next one is made: two windows at once are too much
-		w.buffer = make([]byte, min(Window, max(total, 2*manifest.SegmentSize)))
+	if cap(b.window) < total {
+		b.window = nil // before the next one is made: two windows at once are too much
+		b.window = make([]byte, min(Window, max(total, 2*manifest.SegmentSize)))
 	}
-	return read(old, extents, w.buffer[:total])
+	return read(old, extents, b.window[:total])
 }
 
 // read fills b with the extents of old, one after another.
@@ -123,45 +127,4 @@ func inflate(body, window, dst []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	return out, nil
-}
-
-// add takes the map from the front of b, which precedes length bytes of data, adds to them what
-// of the window it names, and returns them.
-//
-// The map is a count and as many runs of three numbers: how many bytes after the end of the run
-// before it begins, its length, and how much further on in the window it begins than the run
-// before, so continued, would lie. Machine code that has moved differs from what it was in a few
-// bytes of every address, so the sum's other term is nearly all zeros.
-func add(b []byte, length int, window []byte) ([]byte, error) {
-	wrong := errors.New("its map is wrong")
-	if len(b) < length {
-		return nil, fmt.Errorf("%w: %w", ErrFormat, wrong)
-	}
-	in, data := numbers{b: b[:len(b)-length]}, b[len(b)-length:]
-	runs := in.next()
-	to, from := 0, 0
-	for ; runs > 0; runs-- {
-		skip, n, jump := in.next(), in.next(), in.signed()
-		if in.bad || skip > uint64(length-to) || jump > Window || jump < -Window {
-			return nil, fmt.Errorf("%w: %w", ErrFormat, wrong)
-		}
-		to += int(skip)
-		from += int(skip) + int(jump)
-		if from < 0 || from > len(window) || n > uint64(length-to) || n > uint64(len(window)-from) {
-			return nil, fmt.Errorf("%w: %w", ErrFormat, wrong)
-		}
-		sum(data[to:to+int(n)], window[from:])
-		to, from = to+int(n), from+int(n)
-	}
-	if len(in.b) != 0 || in.bad {
-		return nil, fmt.Errorf("%w: %w", ErrFormat, wrong)
-	}
-	return data, nil
-}
-
-func sum(a, b []byte) {
-	b = b[:len(a)]
-	for i := range a {
-		a[i] += b[i]
-	}
 }
