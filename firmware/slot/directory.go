@@ -37,8 +37,9 @@ type note struct {
 }
 
 const (
-	noteMax = 4096            // bytes of a copy
-	seqEnd  = 999999999999999 // what every shell can count to
+	noteMax   = 4000 // bytes of a copy; ferrule-launch reads as many
+	noteLines = 60
+	seqEnd    = 999999999999999 // what every shell can count to
 )
 
 var errNote = errors.New("it is no environment of ferrule-launch")
@@ -51,6 +52,9 @@ func parseNote(raw []byte) (note, error) {
 	body := text[:end]
 	if end == 0 || len(text) > noteMax || text[end:] != fmt.Sprintf("sum=%d\n", cksum([]byte(body))) {
 		return n, fmt.Errorf("%w: its checksum is wrong", errNote)
+	}
+	if strings.ContainsFunc(body, func(r rune) bool { return r < ' ' && r != '\n' }) || strings.Count(body, "\n") > noteLines {
+		return n, fmt.Errorf("%w: it has control characters or too many lines", errNote)
 	}
 	for line := range strings.SplitSeq(strings.TrimSuffix(body, "\n"), "\n") {
 		name, value, _ := strings.Cut(line, "=")

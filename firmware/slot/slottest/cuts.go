@@ -2,7 +2,11 @@ package slottest
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
+
+	"ferrule/internal/disk/disktest"
 )
 
 // powerCuts cuts the power at every write of every step in every situation: those of the system and those of
@@ -35,20 +39,16 @@ func (h Harness) cut(t T, start *machine, s step, where string, more int, seen m
 	}
 	m.d.Mark("done")
 	for cut, d := range m.d.CrashStates() {
-		states++
 		possible := outcome{[]model{before, after}}
 		if len(d.Marks()) > len(start.d.Marks()) {
 			possible.models = possible.models[1:]
 		}
-		key := fmt.Sprintf("%d %v ", more, possible.models)
-		for _, name := range d.Names() {
-			content, _ := d.Content(name)
-			key += name + "\x00" + string(content) + "\x00"
-		}
+		key := fmt.Sprintf("%d %v ", more, possible.models) + contents(d)
 		if seen[key] {
 			continue
 		}
 		seen[key] = true
+		states++
 		there := &machine{h, d, before}
 		if err := h.recovers(there, possible); err != nil {
 			t.Errorf("%s; cut %s: %v", where, cut, err)
@@ -110,4 +110,34 @@ func (h Harness) again(t T, m *machine, possible outcome, where string, more int
 		}
 	}
 	return states
+}
+
+// Disks shows every disk that the suite meets without a second cut, once.
+func (h Harness) Disks(t T, visit func(where string, d *disktest.Disk)) {
+	t.Helper()
+	seen := make(map[string]bool)
+	for _, name := range slices.Sorted(maps.Keys(h.starts(t))) {
+		start := h.starts(t)[name]
+		for _, s := range steps() {
+			m := start.clone()
+			if !s.may(m.m) || s.do(m) != nil {
+				continue
+			}
+			for cut, d := range m.d.CrashStates() {
+				if key := contents(d); !seen[key] {
+					seen[key] = true
+					visit(name+", then "+s.name+"; cut "+cut, d)
+				}
+			}
+		}
+	}
+}
+
+func contents(d *disktest.Disk) string {
+	var all strings.Builder
+	for _, name := range d.Names() {
+		content, _ := d.Content(name)
+		all.WriteString(name + "\x00" + string(content) + "\x00")
+	}
+	return all.String()
 }
