@@ -2,8 +2,11 @@ package tuf_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -310,4 +313,50 @@ func TestInvalidPinnedRoot(t *testing.T) {
 			checkRefusal(t, err, test.kind, test.reason)
 		})
 	}
+}
+
+// waiting is a source that hangs until its context ends.
+type waiting struct{ asked chan struct{} }
+
+func (s waiting) Metadata(ctx context.Context, _ string, _ int64) ([]byte, error) {
+	close(s.asked)
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// One refresh at a time; who waits can give up, and Status never waits.
+func TestConcurrentUse(t *testing.T) {
+	w := newWorld(t, newSim(t))
+	w.oracle = ""
+	ctx, cancel := context.WithCancel(t.Context())
+	hung := waiting{make(chan struct{})}
+	done := make(chan error)
+	go func() {
+		_, err := w.client.Refresh(ctx, hung)
+		done <- err
+	}()
+	<-hung.asked
+	if w.client.Status().Root.Version != 1 {
+		t.Error(w.client.Status())
+	}
+	gone, give := context.WithCancel(t.Context())
+	give()
+	if _, err := w.client.Refresh(gone, &server{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	w.accept()
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if _, err := w.client.Refresh(t.Context(), &server{files: w.repo.files}); err != nil {
+				t.Error(err)
+			}
+			_ = w.client.Status()
+		})
+	}
+	all.Wait()
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/pem"
 	"strings"
 	"testing"
@@ -90,7 +91,7 @@ func TestUnusableKeys(t *testing.T) {
 		"short ed25519":          withPublic(good, "abcd"),
 		"ed25519 that is no hex": withPublic(good, strings.Repeat("zz", 32)),
 		"ecdsa that is no PEM":   withPublic(ec, "x"),
-		"ecdsa that is another":  withPublic(ec, gotufSigner(t, must(rsa.GenerateKey(rand.Reader, 2048))).key.Value.PublicKey),
+		"ecdsa that is another":  withPublic(ec, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: must(x509.MarshalPKIXPublicKey(must(good.key.ToPublicKey())))}))),
 		"ecdsa of P-384":         gotufSigner(t, p384),
 		"ecdsa of rubbish":       withPublic(ec, string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: []byte{1, 2, 3}}))),
 	} {

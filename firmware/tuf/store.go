@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -92,8 +91,12 @@ func (c *Client) path(role string, version int64) string {
 func keysTag(root *document) string {
 	var ids []byte
 	for _, role := range [...]string{roleTimestamp, roleSnapshot} {
-		for _, id := range slices.Compact(slices.Clone(root.authority(role).keyids)) {
-			ids = append(append(ids, id...), '\n')
+		last := ""
+		for _, id := range root.authority(role).keyids { // sorted
+			if id != last {
+				ids = append(append(ids, id...), '\n')
+			}
+			last = id
 		}
 		ids = append(ids, '\n')
 	}
@@ -113,11 +116,10 @@ func (c *Client) copies(role string) ([]copyName, error) {
 		if !ok || n.role != role {
 			continue
 		}
-		at := 0
-		for at < len(found) && found[at].version > n.version {
-			at++
+		found = append(found, n)
+		for i := len(found) - 1; i > 0 && found[i-1].version < n.version; i-- {
+			found[i-1], found[i] = found[i], found[i-1]
 		}
-		found = slices.Insert(found, at, n)
 	}
 	return found, nil
 }
@@ -262,8 +264,12 @@ func (c *Client) read(n copyName, root *document) (*document, error) {
 }
 
 func (c *Client) damage(n copyName, err error) {
-	if !slices.Contains(c.damaged, n.name) {
-		c.damaged = append(slices.Clone(c.damaged), n.name)
+	known := false
+	for _, name := range c.damaged {
+		known = known || name == n.name
+	}
+	if !known {
+		c.damaged = append(c.damaged[:len(c.damaged):len(c.damaged)], n.name)
 	}
 	c.o.Log.LogAttrs(context.Background(), slog.LevelWarn, "trusted metadata is damaged", slog.String("file", n.name), slog.Any("err", err))
 }

@@ -18,6 +18,7 @@ import (
 
 	"ferrule/firmware/tuf"
 	"ferrule/internal/disk/disktest"
+	"ferrule/internal/hint"
 )
 
 // endless is a file without an end; the server sends as much as is asked for.
@@ -144,6 +145,9 @@ func checkRefusal(t testing.TB, err, kind error, reason string) {
 	t.Helper()
 	if !errors.Is(err, kind) || !strings.Contains(err.Error(), reason) {
 		t.Errorf("refused with %q, want %q of kind %q", err, reason, kind)
+	}
+	if err != nil && hint.Of(err) == "" {
+		t.Errorf("%q comes without a hint", err)
 	}
 	for _, other := range kinds {
 		if other != kind && errors.Is(err, other) {
