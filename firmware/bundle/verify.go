@@ -200,14 +200,12 @@ func (v *verifier) asDevice(ctx context.Context, temp string) error {
 	}
 	targets, err := client.Refresh(ctx, v.site)
 	status := client.Status()
-	for _, role := range []RoleReport{
-		{Role: rootRole, Version: status.Root.Version, Expires: status.Root.Expires},
-		{Role: targetsRole, Version: status.Targets.Version, Expires: status.Targets.Expires},
-		{Role: snapshotRole, Version: status.Snapshot.Version, Expires: status.Snapshot.Expires},
-		{Role: timestampRole, Version: status.Timestamp.Version, Expires: status.Timestamp.Expires},
-	} {
-		v.report.Roles = append(v.report.Roles, role)
+	for role, is := range map[string]tuf.RoleStatus{rootRole: status.Root, targetsRole: status.Targets, snapshotRole: status.Snapshot, timestampRole: status.Timestamp} {
+		v.report.Roles = append(v.report.Roles, RoleReport{Role: role, Version: is.Version, Expires: is.Expires})
 	}
+	slices.SortFunc(v.report.Roles, func(a, b RoleReport) int {
+		return cmp.Compare(slices.Index(roles(), a.Role), slices.Index(roles(), b.Role))
+	})
 	if err != nil {
 		v.problem("a device refuses it: %v", err)
 		return ctx.Err()
