@@ -61,7 +61,11 @@ func (f *fileFloor) Raise(_ context.Context, to uint64) error {
 func (e *Engine) readFloor(ctx context.Context) error {
 	value, weak, fileErr := e.file.Read(ctx)
 	e.setProblem("floor", fileErr)
+	behind := value // the least that any of them remembers
 	value = max(value, e.saved.Floor, e.saved.FloorDue)
+	if fileErr != nil {
+		behind = value // raise would make the file anew, but it is not known to be behind
+	}
 	var err error
 	if mode := e.o.Config.Floor; mode != FloorFile {
 		var chip uint64
@@ -72,7 +76,7 @@ func (e *Engine) readFloor(ctx context.Context) error {
 		}
 		switch {
 		case err == nil:
-			value, weak = max(value, chip), chipWeak
+			value, weak, behind = max(value, chip), chipWeak, min(behind, chip)
 		case mode == FloorTPM:
 			err = hint.With(fmt.Errorf("reading the floor in the TPM: %w", err), `repair the TPM (ferrule doctor), or set update.floor = "auto"`)
 		default:
@@ -82,6 +86,9 @@ func (e *Engine) readFloor(ctx context.Context) error {
 	e.mu.Lock()
 	e.floor = FloorStatus{Value: value, Weak: clean(weak)}
 	e.saved.Floor = value
+	if behind < value {
+		e.saved.FloorDue = value // a power cut came between two of them, or the TPM was cleared
+	}
 	e.mu.Unlock()
 	return err
 }

@@ -107,11 +107,21 @@ func (e *Engine) installed(done, total int64) {
 
 func adviceOf(err error) string { return hint.Of(err) }
 
-// clean makes text that may come from anywhere short and printable.
+// clean makes text that may come from anywhere short and printable. What is clean stays as it is.
 func clean(text string) string {
-	quoted := strconv.Quote(text)
-	if quoted[1:len(quoted)-1] != text {
-		text = strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !strconv.IsPrint(r) }) {
+		var b strings.Builder
+		for len(text) > 0 && b.Len() <= textMax {
+			r, n := utf8.DecodeRuneInString(text)
+			if r == utf8.RuneError && n < 2 || !strconv.IsPrint(r) {
+				quoted := strconv.Quote(text[:n])
+				b.WriteString(quoted[1 : len(quoted)-1])
+			} else {
+				b.WriteString(text[:n])
+			}
+			text = text[n:]
+		}
+		text = b.String()
 	}
 	return cut(text, textMax)
 }

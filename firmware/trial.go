@@ -184,7 +184,7 @@ func (j *judge) replenish() {
 		}
 	}
 	e.mu.Lock()
-	u.Starts = 0
+	u.Starts, u.Steps = 0, 0 // what bounds it from now on is the grace
 	if u.OneShot {
 		u.Tries = tries - 1
 	}
@@ -211,7 +211,7 @@ func (e *Engine) commit(ctx context.Context) error {
 // raiseAfterCommit leaves due what it cannot do: reporting and the next update do not wait for a TPM.
 func (e *Engine) raiseAfterCommit(ctx context.Context) {
 	to := max(e.saved.Update.Security, e.saved.FloorDue)
-	if to == 0 || e.readFloor(ctx) == nil && to <= e.floor.Value && e.saved.FloorDue == 0 {
+	if to == 0 {
 		return
 	}
 	if err := e.raise(ctx, to); err != nil {

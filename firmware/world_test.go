@@ -44,11 +44,16 @@ type world struct {
 	refuses bool            // the cloud acknowledges nothing
 	deaf    bool            // nobody restarts the device
 	open    func(s slot.Slot, part string, write bool) (slot.Device, error)
+	content func(s slot.Slot) []byte // of a slot, where open is not nil
 	command func(ctx context.Context, argv []string) error
 	log     *slog.Logger
 
 	reports []firmware.Report
 	boots   int
+	cuts    int
+	born    time.Time // when epoch was
+	epoch   time.Time
+	vouched bool           // for the clock
 	tried   map[string]int // boots of each version
 	asks    bool           // the restart is to try the slot (tryboot)
 }
@@ -94,6 +99,7 @@ func newWorld(t testing.TB, harness slottest.Harness) *world {
 	w := &world{
 		t: t, harness: harness, images: map[string][]byte{"1.0.0": image(1, 5000)}, chip: &chip{},
 		hangs: map[string]bool{}, tried: map[string]int{}, log: slog.New(slog.DiscardHandler),
+		born: time.Now(), epoch: time.Now(), vouched: true,
 	}
 	w.health = func(string) firmware.Health { return well() }
 	repo, err := bundletest.New(path.Join(t.TempDir(), "repository"), time.Now, bundletest.Of("1.0.0", w.images["1.0.0"]))
@@ -184,6 +190,9 @@ func (w *world) openSlot(s slot.Slot, part string, write bool) (slot.Device, err
 // versionIn is the version whose image a slot holds, or "".
 func (w *world) versionIn(s slot.Slot) string {
 	content, _ := w.disk.Content("/slots/" + string(s) + "/rootfs")
+	if w.content != nil {
+		content = w.content(s)
+	}
 	for version, image := range w.images {
 		if bytes.HasPrefix(content, image) {
 			return version
@@ -234,6 +243,7 @@ func (w *world) start(s slot.Slot, version string) *machine {
 	o := firmware.Options{
 		FS: w.disk, Dir: rootDir, Config: w.config, Root: w.repo.Root, Device: "gw-0001", Version: version, Agent: "1.0.0",
 		BootID: fmt.Sprintf("boot-%d", w.boots), HTTP: w, Boot: w.env(s), Open: w.openSlot, Floor: w.chip, Command: w.command, Log: w.log,
+		Now:    func() (time.Time, bool) { return w.epoch.Add(time.Since(w.born)), w.vouched },
 		Health: func(context.Context) firmware.Health { return w.health(version) },
 		Report: func(_ context.Context, r firmware.Report) error {
 			if w.refuses {
