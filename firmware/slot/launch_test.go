@@ -26,7 +26,7 @@ type device struct {
 }
 
 // program says which slot it was started from; it can say its version.
-const program = "#!/bin/sh\n[ \"$1\" = version ] && exit 0\necho \"started $FERRULE_SLOT $0 $*\"\n"
+const program = "#!/bin/sh\n[ \"$1\" = version ] && exec echo 1.0\necho \"started $FERRULE_SLOT $0 $*\"\n"
 
 func newDevice(t testing.TB, shell ...string) *device {
 	t.Helper()
@@ -216,9 +216,6 @@ func TestLauncherFallsOver(t *testing.T) {
 				}
 			}
 			expect(slot.A)
-			if name == "empty" {
-				return // an empty file is a shell script that succeeds
-			}
 			if err := spoil(slot.Program(d.folder, slot.A)); err != nil {
 				t.Fatal(err)
 			}
@@ -291,15 +288,23 @@ func TestLauncherKilledAnywhere(t *testing.T) {
 		"environment.0": slottest.Note("seq=4\nactive=a\ntry=b\ntries=2\n"), "environment.1": slottest.Note("seq=3\nactive=a\ntry=\ntries=0\n"),
 	}
 	kills := 0
+	seen := make(map[string]bool)
 	for _, call := range []string{"openat", "write", "fsync", "rename,renameat,renameat2", "close", "execve", "wait4"} {
 		for n := 1; ; n++ {
 			d.write(before)
 			inject := fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, n)
 			err := d.command([]string{"strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call, "-e", inject}, "run").Run()
-			if err == nil {
-				break
+			if err == nil && n > 4 {
+				break // the first ones may have killed a helper alone
 			}
-			kills++
+			if err != nil {
+				kills++
+			}
+			if key := fmt.Sprint(d.environment()); seen[key] {
+				continue
+			} else {
+				seen[key] = true
+			}
 			running := slot.A
 			b, err := slot.Open(slot.Config{Boot: "directory", Environment: d.folder, Running: &running})
 			if err != nil {

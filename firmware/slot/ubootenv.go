@@ -108,8 +108,9 @@ const (
 	maxCopy = 1 << 20
 )
 
-// parseConfig reads fw_env.config as U-Boot's tools do: device, offset, size of the environment, and
-// what flash needs, which is ignored; # begins a comment. One line is one copy, two are two.
+// parseConfig reads fw_env.config as U-Boot's tools do (sscanf "%ms %lli %lx"): device, offset, size of the environment, which
+// is hexadecimal with or without 0x, and what flash needs, which is ignored; # begins a comment. One
+// line is one copy, two are two.
 func parseConfig(text string) ([]place, error) {
 	var places []place
 	for n, line := range strings.Split(text, "\n") {
@@ -125,9 +126,9 @@ func parseConfig(text string) ([]place, error) {
 		if err != nil || offset < 0 || offset > 1<<50 {
 			return nil, fmt.Errorf("line %d: offset %q is not a number from 0 on", n+1, words[1])
 		}
-		size, err := strconv.ParseInt(words[2], 0, 64)
+		size, err := strconv.ParseInt(strings.TrimPrefix(strings.ToLower(words[2]), "0x"), 16, 64)
 		if err != nil || size < minCopy || size > maxCopy {
-			return nil, fmt.Errorf("line %d: size %q is not a number from %d to %d", n+1, words[2], minCopy, maxCopy)
+			return nil, fmt.Errorf("line %d: size %q is not a hexadecimal number from %#x to %#x", n+1, words[2], minCopy, maxCopy)
 		}
 		places = append(places, place{words[0], offset, int(size)})
 	}

@@ -131,6 +131,10 @@ func readEntry(r io.ReaderAt, at, unit int64) (*entry, int64, error) {
 		size = unit // a discard says how much, and brings nothing
 	case int64(length) != e.sectors*Sector:
 		return nil, 0, fmt.Errorf("%w: %d sectors and %d bytes", ErrFormat, e.sectors, length)
+	case length > 0:
+		if err := readFull(r, raw[:1], e.off+int64(length)-1); err != nil {
+			return nil, 0, err
+		}
 	}
 	return e, size, nil
 }

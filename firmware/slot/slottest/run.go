@@ -253,7 +253,7 @@ func (h Harness) settles(m *machine, was model) error {
 	if h.Once && was.asked != "" {
 		trial, limit = was.asked, 1
 	}
-	for i := range 2*slot.MaxTries + 8 {
+	for i := 0; i < 2*slot.MaxTries && quiet < 3; i++ { // nothing changes any more after that
 		got := h.Boot(h.FS(m.d), Power{Asked: i == 0})
 		switch {
 		case got == was.active:

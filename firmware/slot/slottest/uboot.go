@@ -232,7 +232,7 @@ func UBootRedundant(files, bootcount bool) Harness {
 	content := func() map[string][]byte {
 		one := UBootEnv(EnvSize, 255, "bootdelay=0", "ferrule_active=a", "serial#=17")
 		two := UBootEnv(EnvSize, 254, "bootdelay=0")
-		return map[string][]byte{"/dev/env": append(two, one...), "/etc/fw_env.config": []byte("/dev/env 0 1536\n/dev/env 0x600 0x600 0x200 # flash\n")}
+		return map[string][]byte{"/dev/env": append(two, one...), "/etc/fw_env.config": []byte("/dev/env 0 600\n/dev/env 0x600 0x600 0x200 # flash\n")}
 	}
 	if files {
 		u.files = []Copy{{"/boot/uboot.env", 0}, {"/boot/uboot-redund.env", 0}}
