@@ -62,6 +62,12 @@ func runRefresh(ctx context.Context, e *env) error {
 }
 
 func (e *env) printPublished(done *bundle.Published) error {
+	for _, text := range done.Soon {
+		fmt.Fprintf(e.stderr, "ferrule-release: warning: %s\n", text)
+	}
+	if done.Expires.Before(time.Now()) {
+		fmt.Fprintf(e.stderr, "ferrule-release: warning: the timestamp has expired already: the clock, or SOURCE_DATE_EPOCH, is behind\n")
+	}
 	if e.json {
 		releases := []map[string]any{}
 		for _, m := range done.Releases {
@@ -69,7 +75,7 @@ func (e *env) printPublished(done *bundle.Published) error {
 		}
 		return e.printJSON(map[string]any{
 			"timestamp": done.Timestamp, "snapshot": done.Snapshot, "targets": done.Targets, "expires": done.Expires,
-			"releases": releases, "withdrawn": append([]string{}, done.Withdrawn...), "removed": append([]string{}, done.Removed...),
+			"soon": append([]string{}, done.Soon...), "releases": releases, "withdrawn": append([]string{}, done.Withdrawn...), "removed": append([]string{}, done.Removed...),
 		})
 	}
 	for _, m := range done.Releases {

@@ -301,7 +301,7 @@ func TestBadManifests(t *testing.T) {
 		"a later schema":  func(m map[string]any) { m["schema"] = 2 },
 		"unknown member":  func(m map[string]any) { m["install"] = "rm -rf /" },
 		"another object":  func(m map[string]any) { first(m)["full"].(map[string]any)["sha256"] = strings.Repeat("0", 64) },
-		"huge part":       func(m map[string]any) { first(m)["size"] = 1 << 62 },
+		"huge part":       func(m map[string]any) { first(m)["size"] = int64(1) << 62 },
 		"no parts":        func(m map[string]any) { m["parts"] = []any{} },
 	} {
 		if err := r.EditManifest("1.0.0", edit); err != nil {
@@ -470,4 +470,54 @@ func TestBundleEnds(t *testing.T) {
 	if err != nil || len(left) != 0 {
 		t.Errorf("left over: %v, %v", left, err)
 	}
+}
+
+// A device that has installed what was then taken back would pass over its number for ever.
+func TestNumbersOutliveReleases(t *testing.T) {
+	w := onMachine(t)
+	w.init(w.setup())
+	two := uint64(2)
+	for _, version := range []string{"1.0.0", "1.1.0"} {
+		w.bundle(w.spec(version, noise(1, 1000)))
+		w.publish(bundle.Publication{})
+	}
+	spec := w.spec("1.2.0", noise(2, 1000))
+	spec.SecurityVersion = &two
+	w.bundle(spec)
+	w.publish(bundle.Publication{})
+	w.publish(bundle.Publication{Withdraw: []string{"1.2.0", "1.1.0"}})
+	w.bundle(w.spec("1.3.0", noise(3, 1000)))
+	m := w.publish(bundle.Publication{}).Releases[0]
+	if m.Release() != 4 || m.SecurityVersion() != 2 {
+		t.Errorf("number %d, security version %d", m.Release(), m.SecurityVersion())
+	}
+}
+
+// Publishing signs anew what has little time left, as far as the keys go, and says what it could not.
+func TestSignaturesAreRenewedInTime(t *testing.T) {
+	w := onMachine(t)
+	w.init(w.setup())
+	only := w.keys("keys/snapshot-1.pem", "keys/timestamp-1.pem")
+	w.now = epoch.Add(10 * 24 * time.Hour)
+	if done := w.publish(bundle.Publication{Refresh: true, Keys: only}); done.Snapshot != 1 || done.Timestamp != 2 || len(done.Soon) > 0 {
+		t.Errorf("after 10 days: %+v", done)
+	}
+	w.now = epoch.Add(350 * 24 * time.Hour)
+	if done := w.publish(bundle.Publication{Refresh: true, Keys: only}); done.Snapshot != 2 || done.Targets != 1 || len(done.Soon) != 1 {
+		t.Errorf("after 350 days, without the key of targets: %+v", done)
+	}
+	if done := w.publish(bundle.Publication{}); done.Targets != 2 || len(done.Soon) != 0 {
+		t.Errorf("after 350 days: %+v", done)
+	}
+	w.now = epoch.Add(3*365*24*time.Hour - time.Hour)
+	w.publish(bundle.Publication{})
+	w.view()
+	if done := w.publish(bundle.Publication{}); len(done.Soon) != 1 || !strings.Contains(done.Soon[0], "root") {
+		t.Errorf("an hour before the root expires: %+v", done.Soon)
+	}
+	if _, err := w.open().Rotate(bundle.Rotation{Keys: w.keys("root")}); err != nil {
+		t.Fatal(err)
+	}
+	w.now = w.now.Add(2 * time.Hour)
+	w.view()
 }

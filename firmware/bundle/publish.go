@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
 	"ferrule/firmware/manifest"
 )
 
@@ -24,15 +26,16 @@ type Publication struct {
 
 // Published is what came of it.
 type Published struct {
-	Targets, Snapshot, Timestamp int64 // versions
-	Expires                      time.Time
+	Targets, Snapshot, Timestamp int64                // versions
+	Expires                      time.Time            // of the timestamp
+	Soon                         []string             // what runs out next and was not signed now
 	Releases                     []*manifest.Manifest // new or changed, as published
 	Withdrawn                    []string
 	Removed                      []string // files that nothing names any more
 }
 
 // Publish signs and publishes. Where nothing waits and nothing is asked for it signs the timestamp
-// anew, and the snapshot where half of its time is over. It can be cut at any point, and be run
+// anew, and snapshot and targets where half of their time is over (the latter only if its keys are here). It can be cut at any point, and be run
 // again. Errors are ErrKeys, ErrRefused, ErrUnknown, ErrDamaged and the disk's; after the first three
 // nothing is written.
 func (r *Repository) Publish(ctx context.Context, p Publication) (*Published, error) {
@@ -64,12 +67,15 @@ func (r *Repository) Publish(ctx context.Context, p Publication) (*Published, er
 		return nil, err
 	}
 	w := work{targets: len(done.Releases) > 0 || len(done.Withdrawn) > 0}
+	if r.halfOver(targetsRole, s.targets.Signed.Expires) && enough(&s.root.Signed, targetsRole, p.Keys) {
+		w.targets = true
+	}
 	w.snapshot = r.halfOver(snapshotRole, s.snapshot.Signed.Expires)
 	if err := r.commit(s, p.Keys, w); err != nil {
 		return nil, err
 	}
 	withdrawn := done.Withdrawn
-	done = s.published(done.Releases...)
+	done = r.published(s, done.Releases...)
 	done.Withdrawn = withdrawn
 	for _, draft := range waiting {
 		if err := r.remove(stagedName(draft.Target())); err != nil {
@@ -96,6 +102,17 @@ func chosen(drafts []*manifest.Manifest, names []string) ([]*manifest.Manifest, 
 		out = append(out, m)
 	}
 	return out, nil
+}
+
+// enough says that the keys suffice for a role.
+func enough(root *metadata.RootType, role string, keys Keys) bool {
+	have := 0
+	for _, k := range keys {
+		if slices.Contains(root.Roles[role].KeyIDs, k.ID) {
+			have++
+		}
+	}
+	return have >= root.Roles[role].Threshold
 }
 
 // halfOver says that more than half of a signature's time is over.
@@ -127,9 +144,6 @@ func (r *Repository) release(ctx context.Context, s *state, draft *manifest.Mani
 	if err := s.admitSecurity(f, allow); err != nil {
 		return fmt.Errorf("publishing %s: %w", m.Target(), err)
 	}
-	if before != nil && before.SecurityVersion() > f.SecurityVersion && !allow.LowerSecurity {
-		return fmt.Errorf("publishing %s: %w: its security version was %d, and would be %d", m.Target(), ErrRefused, before.SecurityVersion(), f.SecurityVersion)
-	}
 	for _, o := range objects(m) {
 		if err := r.check(ctx, o); err != nil {
 			return fmt.Errorf("publishing %s: %w: %w", m.Target(), ErrRefused, err)
@@ -140,16 +154,8 @@ func (r *Repository) release(ctx context.Context, s *state, draft *manifest.Mani
 	return nil
 }
 
-// nextRelease is a number above every other of the product.
-func (s *state) nextRelease(product string) uint64 {
-	next := uint64(1)
-	for _, m := range s.releases {
-		if m.Product() == product {
-			next = max(next, m.Release()+1)
-		}
-	}
-	return next
-}
+// nextRelease is a number above every other that the product has had.
+func (s *state) nextRelease(product string) uint64 { return s.highest[product].Release + 1 }
 
 func remake(f manifest.Fields) (*manifest.Manifest, error) {
 	raw, err := manifest.Encode(f)

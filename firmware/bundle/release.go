@@ -98,8 +98,8 @@ func (spec *Spec) fields(s *state, drafts []*manifest.Manifest) manifest.Fields 
 		Health: spec.Health, Rollout: spec.Rollout, Notes: spec.Notes, Extra: spec.Extra,
 	}
 	// Not the release that devices will see, but it keeps drafts in the order they were made in.
-	f.Release = 1
-	for _, m := range append(newest(s.releases), drafts...) {
+	f.Release = s.nextRelease(f.Product)
+	for _, m := range drafts {
 		if m.Product() == f.Product && m.Version() != f.Version {
 			f.Release = max(f.Release, m.Release()+1)
 		}
@@ -107,23 +107,12 @@ func (spec *Spec) fields(s *state, drafts []*manifest.Manifest) manifest.Fields 
 	if spec.SecurityVersion != nil {
 		f.SecurityVersion = *spec.SecurityVersion
 	} else {
-		f.SecurityVersion = s.security(f.Product, f.Version)
+		f.SecurityVersion = s.highest[f.Product].Security
 	}
 	if f.Rollout.Seed == "" {
 		f.Rollout.Seed = f.Version
 	}
 	return f
-}
-
-// security is the highest security version that a product has been released with, but for one
-// version.
-func (s *state) security(product, but string) (highest uint64) {
-	for _, m := range s.releases {
-		if m.Product() == product && m.Version() != but {
-			highest = max(highest, m.SecurityVersion())
-		}
-	}
-	return highest
 }
 
 // before lists the releases that devices may come from to f, the newest first.
@@ -162,14 +151,13 @@ func orEmpty(raw json.RawMessage) json.RawMessage {
 }
 
 func (s *state) admitSecurity(f manifest.Fields, allow Allow) error {
-	before := s.security(f.Product, f.Version)
-	first := len(of(newest(s.releases), f.Product)) == 0
+	before, known := s.highest[f.Product]
 	switch {
-	case f.SecurityVersion < before && !allow.LowerSecurity:
-		err := fmt.Errorf("%w: its security version is %d, and %s has been released with %d", ErrRefused, f.SecurityVersion, f.Product, before)
+	case f.SecurityVersion < before.Security && !allow.LowerSecurity:
+		err := fmt.Errorf("%w: its security version is %d, and %s has been released with %d", ErrRefused, f.SecurityVersion, f.Product, before.Security)
 		return hint.With(err, "devices with the higher one would refuse it; for others: --allow lower-security")
-	case f.SecurityVersion > before+maxJump && !first && !allow.SecurityJump:
-		err := fmt.Errorf("%w: its security version is %d, and the one before is %d", ErrRefused, f.SecurityVersion, before)
+	case f.SecurityVersion > before.Security+maxJump && known && !allow.SecurityJump:
+		err := fmt.Errorf("%w: its security version is %d, and the one before is %d", ErrRefused, f.SecurityVersion, before.Security)
 		return hint.With(err, "a TPM counts up one by one, and never down again; if it is meant: --allow security-jump")
 	}
 	return nil

@@ -45,15 +45,25 @@ func (r *Repository) Rollout(release string, edit func(manifest.Rollout) manifes
 	if public == nil {
 		return m, nil, nil
 	}
-	return public, s.published(public), nil
+	return public, r.published(s, public), nil
 }
 
+// soon is when it is time to say that a signature runs out.
+const soon = 30 * 24 * time.Hour
+
 // published sums up what is published now.
-func (s *state) published(releases ...*manifest.Manifest) *Published {
-	return &Published{
+func (r *Repository) published(s *state, releases ...*manifest.Manifest) *Published {
+	p := &Published{
 		Targets: s.targets.Signed.Version, Snapshot: s.snapshot.Signed.Version, Timestamp: s.timestamp.Signed.Version,
 		Expires: s.timestamp.Signed.Expires, Releases: releases,
 	}
+	if e := s.targets.Signed.Expires; e.Sub(r.now()) < soon {
+		p.Soon = append(p.Soon, "targets expire on "+e.Format(time.RFC3339)+": publish with their keys")
+	}
+	if e := s.root.Signed.Expires; e.Sub(r.now()) < soon {
+		p.Soon = append(p.Soon, "the root expires on "+e.Format(time.RFC3339)+": keys rotate with its keys")
+	}
+	return p
 }
 
 // Reach has a share of the fleet get a release from a time on. Steps after it, and those with more,

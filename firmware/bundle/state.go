@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,9 +31,21 @@ type state struct {
 	snapshot  *metadata.Metadata[metadata.SnapshotType]
 	targets   *metadata.Metadata[metadata.TargetsType]
 	releases  map[string]*manifest.Manifest // by target, PRODUCT/VERSION
+	highest   map[string]highest            // by product
 	// old holds the roles that are signed as the root before asked: a rotation was cut.
 	old map[string]bool
 }
+
+// highest is the highest numbers that a product has been released with. They outlive the releases:
+// a device that has installed one that was taken back would not look at a number that comes again.
+// They lie among what targets sign, where clients pass over them.
+type highest struct {
+	Release  uint64 `json:"release"`
+	Security uint64 `json:"security_version"`
+}
+
+// highestMember is the member of the signed targets that holds them.
+const highestMember = "x-ferrule-highest"
 
 // load reads what is published. Errors are ErrDamaged, or the disk's.
 func (r *Repository) load() (*state, error) {
@@ -170,6 +183,16 @@ func loadRole[T metadata.Roles](r *Repository, s *state, role string, version in
 }
 
 func (s *state) readReleases() error {
+	raw, err := json.Marshal(s.targets.Signed.UnrecognizedFields[highestMember])
+	if err == nil {
+		err = json.Unmarshal(raw, &s.highest)
+	}
+	if err != nil {
+		return fmt.Errorf("reading %s of the targets: %w: %w", highestMember, ErrDamaged, err)
+	}
+	if s.highest == nil {
+		s.highest = make(map[string]highest)
+	}
 	for name, target := range s.targets.Signed.Targets {
 		if target.Custom == nil {
 			continue
@@ -182,8 +205,15 @@ func (s *state) readReleases() error {
 			return fmt.Errorf("reading the manifest of %s: %w: %w", name, ErrDamaged, err)
 		}
 		s.releases[name] = m
+		s.count(m)
 	}
 	return nil
+}
+
+// count remembers the numbers of a release.
+func (s *state) count(m *manifest.Manifest) {
+	h := s.highest[m.Product()]
+	s.highest[m.Product()] = highest{max(h.Release, m.Release()), max(h.Security, m.SecurityVersion())}
 }
 
 // newest lists releases, the newest first.
@@ -207,6 +237,11 @@ func (s *state) set(m *manifest.Manifest) {
 	raw := slices.Clone(m.Raw())
 	s.targets.Signed.Targets[m.Target()].Custom = (*jsonRaw)(&raw)
 	s.releases[m.Target()] = m
+	s.count(m)
+	if s.targets.Signed.UnrecognizedFields == nil {
+		s.targets.Signed.UnrecognizedFields = make(map[string]any)
+	}
+	s.targets.Signed.UnrecognizedFields[highestMember] = s.highest
 }
 
 // drop takes a release out, and the targets that no other one names.

@@ -31,5 +31,4 @@ func TestNew(t *testing.T) {
 	if m.Release() != 2 || len(m.Parts()[0].Deltas) != 1 {
 		t.Errorf("release %d, parts %+v", m.Release(), m.Parts()[0].Deltas)
 	}
-	t.Log(m.Parts()[0].Full.Size, m.Parts()[0].Deltas[0].Object.Size, string(m.Raw()[:300]))
 }
