@@ -66,6 +66,7 @@ func (a *agent) doctorOptions(ctx context.Context, args DoctorArgs, brokers []di
 			{Layer: doctor.Identity, Run: func(context.Context) doctor.Result { return checkIdentity(a.identity, a.clock.Now()) }},
 			{Layer: doctor.Lines, Run: func(context.Context) doctor.Result { return checkRunningLines(a.lines) }},
 			{Layer: doctor.Outbox, Run: func(context.Context) doctor.Result { return checkOutbox(a.outbox.Status()) }},
+			{Layer: doctor.Updates, Run: func(context.Context) doctor.Result { return checkUpdates(a.updates.status()) }},
 		},
 	}
 	nameTopics(&o, a.config, device)

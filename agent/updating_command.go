@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
+	"time"
 
 	"ferrule/agent/command"
 	"ferrule/agent/command/authorize"
+	"ferrule/agent/doctor"
 	"ferrule/firmware"
 	"ferrule/internal/hint"
 )
@@ -193,4 +196,42 @@ func (u *updates) newest() *updateNews {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return &updateNews{updateState: *s, Report: u.news}
+}
+
+// checkUpdates looks at what the engine says of itself. That updates cannot be had is a fault only
+// where nothing but the configuration can be to blame.
+func checkUpdates(s *UpdateStatus) doctor.Result {
+	if s == nil {
+		return doctor.Result{State: doctor.NotNeeded}
+	}
+	if s.Unusable != "" {
+		repair := s.Hint
+		if repair == "" {
+			repair = "see [update] in the configuration, and docs/updates.md"
+		}
+		return doctor.Result{}.Fail("updates", onDevice, s.Unusable, repair)
+	}
+	asked := "the repository was not asked since the start"
+	if !s.LastCheck.IsZero() {
+		asked = "the repository was asked last at " + s.LastCheck.UTC().Format(time.DateTime)
+	}
+	r := doctor.Result{Saw: []string{
+		fmt.Sprintf("version %s runs in slot %q, the state is %s", s.Version, s.Slot, s.State), asked,
+		fmt.Sprintf("nothing below security version %d is installed", s.Floor.Value),
+	}}
+	for _, w := range []struct {
+		wrong        bool
+		text, repair string
+	}{
+		{s.Problem != "", s.Problem, "until it is mended, updates may be held"},
+		{s.Metadata.Alarm != "", s.Metadata.Alarm, "have the repository signed again: ferrule-release publish; or look who is in between"},
+		{s.Reason != "", s.Reason, s.Advice},
+		{s.Unreported > 0, fmt.Sprintf("%d outcomes of updates wait for the broker to acknowledge them", s.Unreported), "see the session's layers above"},
+		{s.Floor.Weak != "", "the floor of updates is weak: " + s.Floor.Weak, `give the device a TPM, and set update.floor = "tpm"`},
+	} {
+		if w.wrong {
+			r.Warn(w.text, w.repair)
+		}
+	}
+	return r
 }

@@ -38,11 +38,12 @@ const (
 	RoundTrip     Layer = "round-trip"
 	Lines         Layer = "lines"
 	Outbox        Layer = "outbox"
+	Updates       Layer = "updates"
 )
 
 // Layers returns all of them, in order.
 func Layers() []Layer {
-	return []Layer{Configuration, Disk, Clock, TPM, Identity, DNS, TCP, Proxy, TLS, Client, WebSocket, MQTT, Subscription, RoundTrip, Lines, Outbox}
+	return []Layer{Configuration, Disk, Clock, TPM, Identity, DNS, TCP, Proxy, TLS, Client, WebSocket, MQTT, Subscription, RoundTrip, Lines, Outbox, Updates}
 }
 
 // network is the layers of one broker.
@@ -125,7 +126,7 @@ type Options struct {
 	Device  string
 	By      string
 	// Checks are of the layers that doctor cannot see by itself: configuration, disk, tpm, identity,
-	// lines, outbox. One that is missing is not needed. Where the configuration fails nothing
+	// lines, outbox, updates. One that is missing is not needed. Where the configuration fails nothing
 	// else is reached.
 	Checks []Check
 

@@ -169,7 +169,8 @@ func doctorCode(r doctor.Report) int {
 		return exitNoRestart
 	}
 	codes := map[doctor.Layer]int{doctor.Configuration: exitConfig, doctor.TPM: exitTPM, doctor.Identity: exitIdentity,
-		doctor.Lines: exitLine, doctor.Outbox: exitOutbox, doctor.Disk: exitOutbox}
+		doctor.Lines: exitLine, doctor.Outbox: exitOutbox, doctor.Disk: exitOutbox,
+		doctor.Updates: exitUpdateFailed}
 	if code, known := codes[failed.Layer]; known {
 		return code
 	}
