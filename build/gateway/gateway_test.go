@@ -25,9 +25,12 @@ const patience = 90 * time.Second
 
 // made is what is built once for all tests.
 var made struct {
-	dir, image, factory string
-	err                 error
+	dir, image, factory, release string
+	err                          error
 	sync.Once
+
+	mu    sync.Mutex
+	slots map[kind]string
 }
 
 func TestMain(m *testing.M) {
@@ -55,12 +58,13 @@ func tools(t *testing.T) {
 		if made.dir, made.err = os.MkdirTemp("", "gw"); made.err != nil {
 			return
 		}
-		for _, program := range []string{"./build/image", "./cmd/ferrule-factory"} {
+		for _, program := range []string{"./build/image", "./cmd/ferrule-factory", "./cmd/ferrule-release"} {
 			if made.err = inRoot(t, "go", "build", "-o", made.dir+"/", program); made.err != nil {
 				return
 			}
 		}
 		made.image, made.factory = filepath.Join(made.dir, "image"), filepath.Join(made.dir, "ferrule-factory")
+		made.release = filepath.Join(made.dir, "ferrule-release")
 		made.err = inRoot(t, made.image, "-o", filepath.Join(made.dir, "A"), "-version", "1.0.0", "qemu-arm64")
 	})
 	if made.err != nil {
@@ -149,8 +153,12 @@ func start(t *testing.T, name string, argv ...string) *process {
 	}
 	t.Cleanup(func() {
 		p.kill()
+		if dir := os.Getenv("GATEWAY_LOGS"); dir != "" { // the whole of it, for a person
+			name := fmt.Sprintf("%s-%s-%d.log", strings.ReplaceAll(t.Name(), "/", "-"), strings.ReplaceAll(p.name, " ", "-"), p.Process.Pid)
+			_ = os.WriteFile(filepath.Join(dir, name), []byte(p.tail(1<<30)), 0o600)
+		}
 		if t.Failed() {
-			t.Logf("the end of what %s said:\n%s", name, p.tail(60))
+			t.Logf("the end of what %s said:\n%s", name, p.tail(25))
 		}
 	})
 	return p

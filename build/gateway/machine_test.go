@@ -1,9 +1,12 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -116,3 +119,28 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 
 // seconds is how long after the power came on something happened.
 func (m *machine) seconds(l line) string { return fmt.Sprintf("%.1f s", l.at.Sub(m.powered).Seconds()) }
+
+// forget wipes the agent's memory of updates, as a person with the card in a reader does.
+func (m *machine) forget(t *testing.T) {
+	t.Helper()
+	data := filepath.Join(m.dir, "data")
+	mustRun(t, "dd", "status=none", "conv=sparse", "bs=1M", "if="+m.disk, "of="+data, fmt.Sprintf("skip=%d", dataAt/mib), "count=64")
+	// Power was cut, so the journal of the file system is replayed first; 1 says that it had to be.
+	if out, err := exec.Command(need(t, "e2fsck"), "-fy", data).CombinedOutput(); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+			t.Fatalf("checking the data partition: %v\n%s", err, out)
+		}
+	}
+	forgotten := 0
+	for _, name := range strings.Fields(mustRun(t, need(t, "debugfs"), "-R", "ls -p /lib/update", data)) {
+		if fields := strings.Split(name, "/"); len(fields) > 5 && strings.HasPrefix(fields[2], "100") {
+			mustRun(t, need(t, "debugfs"), "-w", "-R", "rm /lib/update/"+fields[5], data)
+			forgotten++
+		}
+	}
+	if forgotten == 0 {
+		t.Error("there was nothing to forget")
+	}
+	mustRun(t, "dd", "status=none", "conv=notrunc", "bs=1M", "if="+data, "of="+m.disk, fmt.Sprintf("seek=%d", dataAt/mib))
+}

@@ -24,6 +24,8 @@ type world struct {
 	registrar, broker string // ports
 	mosquitto         *process
 	witness           *process
+	operator          struct{ cert, key string }
+	commands          int
 }
 
 func newWorld(t *testing.T) *world {
@@ -41,6 +43,7 @@ func newWorld(t *testing.T) *world {
 	_, port, _ := strings.Cut(said.text, "127.0.0.1:")
 	w.registrar = strings.TrimRight(strings.Fields(port)[0], `",}`)
 	w.startBroker(t)
+	w.operator.cert, w.operator.key = w.certificate(t, "operator")
 	return w
 }
 
@@ -156,6 +159,26 @@ func (w *world) provision(t *testing.T, m *machine, more string, files map[strin
 		all[name] = text
 	}
 	m.provision(t, all)
+}
+
+// command sends a command to the gateway and returns its reply.
+func (w *world) command(t *testing.T, name, args string) string {
+	t.Helper()
+	w.commands++
+	id := fmt.Sprintf("t%d", w.commands)
+	from := w.heard()
+	text := fmt.Sprintf(`{"id":%q,"expires":%q,"args":%s}`, id, time.Now().Add(10*time.Minute).UTC().Format(time.RFC3339), args)
+	mustRun(t, need(t, "mosquitto_pub"), "-h", "127.0.0.1", "-p", w.broker, "-q", "1", "-i", "operator", "-t", "ferrule/"+device+"/command/"+name, "-m", text,
+		"--cafile", filepath.Join(w.ca, "root.crt"), "--cert", w.operator.cert, "--key", w.operator.key)
+	reply, _ := w.witness.wait(t, from, "ferrule/"+device+"/reply/"+id)
+	_, payload, _ := strings.Cut(reply.text, " ")
+	return payload
+}
+
+// heard is how many lines the witness has written down.
+func (w *world) heard() int {
+	lines, _ := w.witness.lines(0)
+	return len(lines)
 }
 
 // entry is one reading as the witness saw it.

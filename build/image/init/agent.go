@@ -17,10 +17,11 @@ import (
 const (
 	firstPause  = time.Second
 	lastPause   = time.Minute
-	healthyTime = 5 * time.Minute // an agent that ran so long did not fail at once
-	trialFaults = 3               // failures in a row after which a system on trial reboots
-	silence     = time.Minute     // after which an agent that used to say that it lives hangs
-	noRestart   = 78              // its exit code for: not to be restarted
+	healthyTime = 5 * time.Minute  // an agent that ran so long did not fail at once
+	trialFaults = 3                // failures in a row after which a system on trial reboots
+	startTime   = 90 * time.Second // within which it says that it is ready
+	silence     = time.Minute      // after which one that is ready and does not say that it lives hangs
+	noRestart   = 78               // its exit code for: not to be restarted
 )
 
 // runAgent enrolls the device if it is new, and runs the agent, again whenever it ends. It returns when
@@ -39,7 +40,7 @@ func runAgent(ctx context.Context, log *slog.Logger, b boot) ending {
 		}
 		faults++
 		log.Error("agent ended", "err", err, "faults", faults)
-		if b.trial && faults >= trialFaults {
+		if b.trial && (faults >= trialFaults || errors.Is(err, errHangs)) {
 			return ending{text: "the agent of a system on trial failed " + strconv.Itoa(faults) + " times"}
 		}
 		var exit *exec.ExitError
@@ -55,6 +56,8 @@ func runAgent(ctx context.Context, log *slog.Logger, b boot) ending {
 	}
 }
 
+var errHangs = errors.New("it hung")
+
 // runOnce is one life of the agent. Cancelling ctx stops it in good order.
 func runOnce(ctx context.Context, log *slog.Logger, b boot) error {
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -69,10 +72,12 @@ func runOnce(ctx context.Context, log *slog.Logger, b boot) error {
 		return err
 	}
 	log.Info("slot "+b.slot+", agent started", "pid", child.Process.Pid)
-	hangs := make(chan struct{})
+	watched := make(chan struct{})
+	hung := false
 	go func() { // ends with the channel, which listen closes when ctx ends
-		defer close(hangs)
-		watch(lives, silence, log, func() {
+		defer close(watched)
+		watch(lives, startTime, silence, log, func() {
+			hung = true
 			log.Error("agent hangs; killing it")
 			_ = child.Process.Signal(syscall.SIGABRT) // its goroutines' stacks are the last it says
 			time.AfterFunc(5*time.Second, func() { _ = child.Process.Kill() })
@@ -80,7 +85,10 @@ func runOnce(ctx context.Context, log *slog.Logger, b boot) error {
 	}()
 	err = child.Wait()
 	cancel(err)
-	<-hangs
+	<-watched
+	if hung {
+		return errHangs
+	}
 	return err
 }
 

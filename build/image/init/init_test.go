@@ -50,21 +50,27 @@ func TestRebootFile(t *testing.T) {
 	}
 }
 
-// An agent that never says that it lives is let be: it may not know how. One that said so once and
-// then falls silent hangs.
+// An agent that does not get ready hangs, and so does one that was and falls silent.
 func TestWatch(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	run := func(feed func(said chan<- string)) (hung int) {
 		said, done := make(chan string), make(chan struct{})
-		go func() { watch(said, time.Minute, log, func() { hung++ }); close(done) }()
+		go func() { watch(said, 90*time.Second, time.Minute, log, func() { hung++ }); close(done) }()
 		feed(said)
 		close(said)
 		<-done
 		return hung
 	}
 	synctest.Test(t, func(t *testing.T) {
-		if hung := run(func(said chan<- string) { said <- "READY=1\nSTATUS=up"; time.Sleep(time.Hour) }); hung != 0 {
-			t.Error("one that says nothing was taken for hanging")
+		if hung := run(func(said chan<- string) {
+			time.Sleep(89 * time.Second)
+			said <- "STATUS=up\nREADY=1"
+			time.Sleep(59 * time.Second)
+		}); hung != 0 {
+			t.Error("one that starts slowly was taken for hanging")
+		}
+		if hung := run(func(chan<- string) { time.Sleep(time.Hour) }); hung != 1 {
+			t.Errorf("one that says nothing was noticed %d times, want once", hung)
 		}
 		if hung := run(func(said chan<- string) {
 			for range 100 {

@@ -48,10 +48,10 @@ func listen(ctx context.Context) (<-chan string, error) {
 	return said, nil
 }
 
-// watch calls hangs once where nothing was said for limit after the first WATCHDOG=1. It returns
-// when said is closed.
-func watch(said <-chan string, limit time.Duration, log *slog.Logger, hangs func()) {
-	var late <-chan time.Time
+// watch calls hangs once: where READY=1 was not said within start, or nothing for limit after a
+// WATCHDOG=1. It returns when said is closed.
+func watch(said <-chan string, start, limit time.Duration, log *slog.Logger, hangs func()) {
+	late := time.After(start)
 	for {
 		select {
 		case message, open := <-said:
@@ -64,6 +64,7 @@ func watch(said <-chan string, limit time.Duration, log *slog.Logger, hangs func
 					late = time.After(limit)
 				case line == "READY=1":
 					log.Info("agent ready")
+					late = time.After(limit)
 				}
 			}
 		case <-late:
