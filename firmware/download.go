@@ -1,6 +1,7 @@
 package firmware
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -277,7 +278,7 @@ func (d *download) once(ctx context.Context, w way) error {
 	head := &head{get: func(off, end int64) io.ReadCloser { return d.e.client.Span(ctx, w.object, off, end) }, size: w.object.Size}
 	plan, err := patch.ReadHeader(head, w.want)
 	if err != nil {
-		return fmt.Errorf("the table of %s: %w", w.object.Path, err)
+		return err
 	}
 	if d.body == nil {
 		d.body, d.out = make([]byte, patch.BodyLimit), make([]byte, 0, patch.BodyLimit+patch.MapLimit)
@@ -342,10 +343,10 @@ func (d *download) run(ctx context.Context, head *head, plan *patch.Plan, from, 
 		}
 		out, err := plan.Segment(k, body, d.old, d.out[:0])
 		if err != nil {
-			return fmt.Errorf("segment %d: %w", k, err)
+			return err
 		}
 		if n, err := d.dev.WriteAt(out, int64(k)*manifest.SegmentSize); err != nil || n != len(out) {
-			return writeError(d.target, errors.Join(err, short(n, len(out))))
+			return writeError(d.target, cmp.Or(err, io.ErrShortWrite))
 		}
 		d.missing[k] = false
 		d.e.progress(1, int64(len(body)))
@@ -354,13 +355,6 @@ func (d *download) run(ctx context.Context, head *head, plan *patch.Plan, from, 
 				return err
 			}
 		}
-	}
-	return nil
-}
-
-func short(n, want int) error {
-	if n < want {
-		return io.ErrShortWrite
 	}
 	return nil
 }

@@ -33,6 +33,7 @@ type Engine struct {
 	unwritten  bool // the journal does not know of saved
 	held       bool // nothing is chosen without being told: the journal cannot be read
 	env        slot.State
+	loads      int // of the journal
 	reconciled bool
 	trust      *tuf.Client
 	m          *manifest.Manifest // of saved.Update; nil: to be chosen or read again
@@ -77,7 +78,7 @@ func Open(o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		o: o, log: o.Log, begun: time.Now(), asks: make(chan *ask), running: make(chan struct{}, 1),
-		problems: make(map[string]string), file: &fileFloor{fs: o.FS, dir: o.Dir},
+		problems: make(map[string]string), file: &fileFloor{fs: o.FS, dir: o.Dir}, saved: saved{State: Idle},
 	}
 	if o.Config.Enabled() {
 		client, err := fetch.New(fetch.Options{HTTP: o.HTTP, Base: o.Config.Repository, Log: o.Log, Rate: o.Config.Rate.Bytes})
@@ -87,18 +88,36 @@ func Open(o Options) (*Engine, error) {
 		e.client = client
 	}
 	e.setProblem("folder", disk.MakeFolder(o.FS, o.Dir))
-	var problem error
-	e.journal, e.saved, problem = openJournal(o.FS, o.Dir)
-	e.setProblem("journal", problem)
-	e.held = errors.Is(problem, errNewer)
-	e.readFloor(context.Background())
-	e.firstCheck()
 	e.setProblem("environment", e.start())
 	return e, nil
 }
 
-// start finds out what the boot loader's environment makes of the journal.
+// loadsMax is how often a journal is tried to be read that may be sound; then it is given up.
+const loadsMax = 5
+
+// load reads the journal.
+func (e *Engine) load() error {
+	journal, saved, problem := openJournal(e.o.FS, e.o.Dir)
+	e.setProblem("journal", problem)
+	if e.loads++; errors.Is(problem, errUnread) && e.loads < loadsMax {
+		return problem
+	}
+	e.mu.Lock()
+	e.journal, e.saved, e.held = journal, saved, errors.Is(problem, errNewer)
+	e.mu.Unlock()
+	_ = e.readFloor(context.Background()) // Status tells
+	e.firstCheck()
+	return nil
+}
+
+// start finds out what the boot loader's environment makes of the journal. After an error it is
+// called again.
 func (e *Engine) start() error {
+	if e.journal == nil {
+		if err := e.load(); err != nil {
+			return err
+		}
+	}
 	env, err := e.o.Boot.State()
 	if err != nil {
 		return err
@@ -115,7 +134,7 @@ func (e *Engine) start() error {
 	}
 	if next == Rebooting && before == Rebooting && !same {
 		u.Restarts++
-		u.Tries--
+		u.Tries = max(0, u.Tries-1)
 	}
 	if next == Trial {
 		if u.BootID == "" || u.BootID != e.o.BootID {
@@ -141,6 +160,9 @@ func (e *Engine) unknown(env slot.State) *update {
 	return &update{Version: e.o.Version, Target: env.Running, Health: policy(manifest.DefaultHealth())}
 }
 
+// startAgain is how long after an environment, or a journal, that could not be read it is tried again.
+const startAgain = 30 * time.Second
+
 // Run carries updates out until ctx ends. Its one goroutine beside the caller's ends before it
 // returns.
 func (e *Engine) Run(ctx context.Context) error {
@@ -150,17 +172,19 @@ func (e *Engine) Run(ctx context.Context) error {
 		return errors.New("the updates run already")
 	}
 	defer func() { <-e.running }()
-	defer e.journal.close()
 	for ctx.Err() == nil {
-		if !e.reconciled {
-			err := e.start()
-			e.setProblem("environment", err)
-			if err != nil {
-				e.pause(ctx, time.Minute)
-				continue
-			}
+		if e.reconciled {
+			e.once(ctx)
+			continue
 		}
-		e.once(ctx)
+		err := e.start()
+		e.setProblem("environment", err)
+		if err != nil {
+			e.pause(ctx, startAgain)
+		}
+	}
+	if e.journal != nil {
+		e.journal.close()
 	}
 	return nil
 }

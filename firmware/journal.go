@@ -22,7 +22,7 @@ import (
 const (
 	journalMax    = 64 << 10 // bytes of one of its two files
 	entryMax      = 24 << 10 // bytes of one entry
-	textMax       = 300      // bytes of any text in it that comes from elsewhere
+	textMax       = 400      // bytes of any text in it that comes from elsewhere
 	quarantineMax = 16
 	reportsMax    = 4
 	schema        = 1
@@ -123,8 +123,12 @@ func (j *journal) name(which int) string {
 	return filepath.Join(j.dir, fmt.Sprintf("journal.%d", which))
 }
 
+// errUnread: a file of the journal could not be read, and may be sound.
+var errUnread = errors.New("reading the journal of updates")
+
 // openJournal reads what is there. problem is what could not be used; the journal can be written
-// nevertheless. What was read is never appended to, since a torn tail would hide what follows.
+// nevertheless, but where it Is errUnread that would lose what is there. What was read is never
+// appended to, since a torn tail would hide what follows.
 func openJournal(fsys disk.FS, dir string) (j *journal, s saved, problem error) {
 	j = &journal{fs: fsys, dir: dir, which: 1}
 	var last []byte
@@ -135,7 +139,10 @@ func openJournal(fsys disk.FS, dir string) (j *journal, s saved, problem error) 
 			continue
 		}
 		if err != nil {
-			problems = append(problems, fmt.Errorf("reading the journal of updates: %w", err))
+			if !errors.Is(err, disk.ErrTooLarge) {
+				err = fmt.Errorf("%w: %w", errUnread, err)
+			}
+			problems = append(problems, err)
 			continue
 		}
 		// Damage alone is no problem to tell: a power cut leaves it.

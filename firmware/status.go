@@ -111,7 +111,7 @@ func adviceOf(err error) string { return hint.Of(err) }
 func clean(text string) string {
 	if !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return !strconv.IsPrint(r) }) {
 		var b strings.Builder
-		for len(text) > 0 && b.Len() <= textMax {
+		for text = cut(text, 4*textMax); len(text) > 0; {
 			r, n := utf8.DecodeRuneInString(text)
 			if r == utf8.RuneError && n < 2 || !strconv.IsPrint(r) {
 				quoted := strconv.Quote(text[:n])
@@ -137,13 +137,18 @@ func cleanAll(texts []string) []string {
 	return out
 }
 
-// cut shortens text to n bytes, at a rune.
+// cut shortens text to about n bytes, at runes. What is left out is in its middle: an error begins with
+// what was being done, and ends with why it could not be.
 func cut(text string, n int) string {
 	if len(text) <= n {
 		return text
 	}
-	for n > 0 && !utf8.RuneStart(text[n]) {
-		n--
+	head, tail := n/3, len(text)-(n-n/3-len("…"))
+	for head > 0 && !utf8.RuneStart(text[head]) {
+		head--
 	}
-	return text[:n] + "…"
+	for tail < len(text) && !utf8.RuneStart(text[tail]) {
+		tail++
+	}
+	return text[:head] + "…" + text[tail:]
 }
