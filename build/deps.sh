@@ -29,11 +29,14 @@ tests=(
   softhsm2          # a PKCS #11 token in software
   strace            # kills a process at a chosen system call
   procps            # ps
+  libubootenv-tool grub-common busybox # foreign readers and writers of boot loaders' environments; another sh
   chromium          # the browser that the status page is tested in
   testssl.sh libnss3-tools curl # looks at the listener; gives a browser a certificate; asks as docs/local.md does
   qemu-system-arm u-boot-qemu # the emulated gateway and its boot loader
   u-boot-tools mtools dosfstools fdisk e2fsprogs # make the images: boot.scr, FAT, partitions, ext4
   zstd              # the foreign reader of compressed messages
+  mmdebstrap systemd lintian rpm # installs the packages in a root of its own, and looks at units and packages
+  dbus rauc python3-jsonschema # a bus and RAUC on it; checks the bill of materials
   protobuf-compiler python3-pip # the foreign reader of Sparkplug B, and how build/sparkplugproto.sh gets its schema
 )
 

@@ -41,14 +41,48 @@ type File struct {
 var _ Device = (*File)(nil)
 
 // OpenDevice opens a partition, or a regular file, which write makes where it is absent. A
-// partition that is mounted, or in use by the kernel in another way, is not opened for writing (ErrRunning). Where the
-// path is not there the error Is fs.ErrNotExist.
-func OpenDevice(path string, write bool) (Device, error) {
+// partition that is mounted, or in use by the kernel in another way, is not opened for writing (ErrRunning); nor is
+// what one of the paths in running leads to, by whatever name. Where the path is not there the error Is fs.ErrNotExist.
+func OpenDevice(path string, write bool, running ...string) (Device, error) {
 	d, err := openDevice(path, write)
+	if err == nil && write {
+		if err = d.differs(running); err != nil {
+			_ = d.Close()
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening %s: %w", path, err)
 	}
 	return d, nil
+}
+
+// differs says that no path leads to the same file or the same block device.
+func (d *File) differs(paths []string) error {
+	mine, err := d.f.Stat()
+	if err != nil {
+		return err
+	}
+	for _, path := range paths {
+		other, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("comparing it with %s: %w", path, err)
+		}
+		if os.SameFile(mine, other) || d.block && number(mine) == number(other) && other.Mode()&fs.ModeDevice != 0 {
+			return hint.With(fmt.Errorf("%w: it is %s", ErrRunning, path), "name another device for each slot in update.slots")
+		}
+	}
+	return nil
+}
+
+// number is the major and minor number of a device: two nodes of one number are one device.
+func number(info fs.FileInfo) uint64 {
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return uint64(stat.Rdev)
+	}
+	return 0
 }
 
 func openDevice(path string, write bool) (*File, error) {

@@ -130,6 +130,18 @@ func TestDeviceRefuses(t *testing.T) {
 			_ = d.Close()
 		}
 	}
+	part, link := write(t, filepath.Join(dir, "part"), []byte("x")), filepath.Join(dir, "link")
+	if err := os.Symlink(part, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := slot.OpenDevice(link, true, filepath.Join(dir, "gone"), part); !errors.Is(err, slot.ErrRunning) {
+		t.Errorf("the running slot's part was opened by another name: %v", err)
+	}
+	if d, err := slot.OpenDevice(link, false, part); err != nil {
+		t.Errorf("reading it: %v", err)
+	} else {
+		_ = d.Close()
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -134,13 +134,13 @@ func (u uboot) bootScript(fsys disk.FS, p Power) slot.Slot {
 	}
 	boot := active
 	if env["try"] != "" {
-		next := map[string]string{"active": string(active), "seq": fmt.Sprintf("%x", number(env["seq"])+1)}
+		next := map[string]string{"active": string(active), "done": env["done"], "seq": fmt.Sprintf("%x", number(env["seq"])+1)}
 		if tries := number(env["tries"]); tries > 0 {
 			next["tries"], next["try"] = fmt.Sprintf("%x", tries-1), env["try"]
 			boot = slot.Slot(env["try"])
 		}
 		// What cannot be counted is not tried.
-		if !u.export(fsys, older, -1, next, "seq", "active", "try", "tries") {
+		if !u.export(fsys, older, -1, next, "seq", "active", "try", "tries", "done") {
 			boot = active
 		}
 	}
