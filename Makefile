@@ -60,7 +60,7 @@ batch: deps ## 100 gateways with 100 TPMs from bare to enrolled, with the minute
 	E2E_BATCH=100 $(GO) test -count=1 -timeout 30m -v -run '^TestBatch$$' ./build/e2e
 
 soak: deps peers ## every test SOAK times over (default 20) with -race: what fails seldom fails here
-	$(GO) test -race -count=$(or $(SOAK),20) -timeout 0 $$($(GO) list ./... | grep -v '/build/e2e$$')
+	$(GO) test -race -count=$(or $(SOAK),20) -timeout 0 $$($(GO) list ./... | grep -Ev '/build/(e2e|gateway)$$')
 
 fuzz: ## every fuzz target for FUZZTIME (default 60s)
 	@build/fuzz.sh
