@@ -24,11 +24,8 @@ func (w *Window) UnmarshalText(text []byte) error {
 		*w = Window{}
 		return nil
 	}
-	var fh, fm, th, tm int
-	var rest string
-	n, _ := fmt.Sscanf(string(text)+" .", "%2d:%2d-%2d:%2d %s", &fh, &fm, &th, &tm, &rest)
-	if n != 5 || rest != "." || len(text) != 11 || fh > 23 || th > 24 || fm > 59 || tm > 59 || th == 24 && tm > 0 ||
-		fh < 0 || fm < 0 || th < 0 || tm < 0 {
+	fh, fm, th, tm, ok := clocks(string(text))
+	if !ok || fh > 23 || fm > 59 || th > 24 || tm > 59 || th == 24 && tm > 0 {
 		return hint.With(fmt.Errorf("%q is not a window", text), `write it as "02:00-04:00", in local time`)
 	}
 	next := Window{from: fh*60 + fm, to: (th*60 + tm) % (24 * 60), set: true}
@@ -37,6 +34,22 @@ func (w *Window) UnmarshalText(text []byte) error {
 	}
 	*w = next
 	return nil
+}
+
+// clocks reads 02:00-04:00.
+func clocks(text string) (fh, fm, th, tm int, ok bool) {
+	if len(text) != len("02:00-04:00") || text[2] != ':' || text[5] != '-' || text[8] != ':' {
+		return 0, 0, 0, 0, false
+	}
+	var n [4]int
+	for i := range n {
+		tens, ones := text[3*i]-'0', text[3*i+1]-'0'
+		if tens > 9 || ones > 9 {
+			return 0, 0, 0, 0, false
+		}
+		n[i] = int(tens)*10 + int(ones)
+	}
+	return n[0], n[1], n[2], n[3], true
 }
 
 // MarshalText implements encoding.TextMarshaler.
