@@ -61,7 +61,7 @@ type Entry struct {
 // Errors that say what is to be done next.
 var (
 	// ErrFormat: the object is not one that makes this part of this old part. Another copy of it
-	// may be sound; this one never will be.
+	// may be sound; this one never will be. Of a segment it can also mean what ErrOutput means.
 	ErrFormat = errors.New("the object is damaged")
 	// ErrOutput: a segment came out different from what the manifest names. Either its body was
 	// damaged on the way, or the old part is not what it was: get it once more, then the full object.

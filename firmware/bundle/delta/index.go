@@ -31,12 +31,7 @@ const (
 
 // Index reads old once. It must not change until every Encode with the index is done.
 func Index(ctx context.Context, old io.ReaderAt, size int64) (*Old, error) {
-	o := &Old{image: old, size: size, block: minBlock}
-	for size/int64(o.block) > maxBlocks {
-		o.block *= 2
-	}
-	log := max(bits.Len64(uint64(size/int64(o.block)))+1, 8)
-	o.slots, o.shift = make([]uint64, 1<<log), uint(64-log)
+	o := newOld(old, size)
 	sum := sha256.New()
 	buffer := make([]byte, max(manifest.SegmentSize, o.block))
 	for at := int64(0); at < size; {
@@ -53,6 +48,17 @@ func Index(ctx context.Context, old io.ReaderAt, size int64) (*Old, error) {
 	}
 	sum.Sum(o.sha256[:0])
 	return o, nil
+}
+
+// newOld returns an empty index with room for all blocks of old, twice over.
+func newOld(old io.ReaderAt, size int64) *Old {
+	o := &Old{image: old, size: size, block: minBlock}
+	for size/int64(o.block) >= maxBlocks {
+		o.block *= 2
+	}
+	log := max(bits.Len64(uint64(size/int64(o.block)))+1, 8)
+	o.slots, o.shift = make([]uint64, 1<<log), uint(64-log)
+	return o
 }
 
 // SHA256 is that of the old image.

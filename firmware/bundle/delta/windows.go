@@ -59,7 +59,7 @@ func (o *Old) choose(found []span, at int64, count int) []patch.Extent {
 		return int(max(min(a.end-b.end, 1), -1))
 	})
 	spans := join(found, near)
-	for gap := int64(2 * near); len(spans) > 4*count; gap *= 2 {
+	for gap := int64(2 * near); len(spans) > 4*count && gap <= patch.Window; gap *= 2 {
 		spans = join(spans, gap)
 	}
 	spans = heaviest(spans, count)
