@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -45,12 +46,13 @@ boot = "directory"
 environment = "PROGRAM"
 `
 
-// image is one of some segments that nobody compresses away.
+// image is a program of some segments that nobody compresses away. It stands for the agent: it has
+// a version, and says which slot the launcher has started.
 func image(seed uint64) []byte {
 	source := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // not a secret
-	b := make([]byte, 2<<20+12345)
-	for i := range b {
-		b[i] = byte(source.Uint32())
+	b := []byte("#!/bin/sh\n[ \"$1\" = version ] && echo 1 || printf %s \"$FERRULE_SLOT\"\nexit 0\n")
+	for len(b) < 2<<20+12345 {
+		b = append(b, byte(source.Uint32()))
 	}
 	return b
 }
@@ -75,8 +77,14 @@ func newSite(t *testing.T, more string, oldnew ...string) *site {
 	}
 	t.Cleanup(func() { _ = s.server.Close() })
 	s.write("root.json", s.repository.Root)
+	s.write("packaged", image(0))
+	if err := os.Chmod(s.path("packaged"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	table := strings.NewReplacer("URL", s.server.URL(), "ROOT", s.path("root.json"), "PROGRAM", s.path("program")).Replace(update)
-	s.write("etc/ferrule.toml", []byte(s.text(append([]string{"[[line]]\nname", table + more + "[[line]]\nname"}, oldnew...)...)))
+	s.write("etc/ferrule.toml", []byte(s.text(append([]string{
+		"[[line]]\nname", table + more + "[[line]]\nname", "[session]", "[session]\nreconnect_spread = \"100ms\"",
+	}, oldnew...)...)))
 	t.Setenv(slot.Variable, "packaged")
 	return s
 }
@@ -103,37 +111,29 @@ func (s *site) start() {
 	s.t.Cleanup(s.end)
 }
 
-// launch does what ferrule-launch does after the agent has ended to be restarted: it counts a try
-// down and starts what is on trial, else what is active.
-func (s *site) launch() slot.State {
+// launch has ferrule-launch choose the slot, after the agent has ended to be restarted. It returns
+// which one it started, and what the environment was before.
+func (s *site) launch() (started string, before slot.State) {
 	s.t.Helper()
 	if err := <-s.ended; !errors.Is(err, ErrRestart) {
 		s.t.Fatalf("the agent ended: %v", err)
 	}
 	s.stop()
 	s.stop = nil
-	was := slot.Slot("")
-	if v := os.Getenv(slot.Variable); v != "packaged" {
-		was = slot.Slot(v)
-	}
-	boot, err := slot.Open(slot.Config{Boot: "directory", Environment: s.path("program"), Running: &was})
+	boot := slot.NewDirectory(disk.OS(), "", s.path("program"))
+	before, err := boot.State()
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	state, err := boot.State()
+	launcher := exec.Command("sh", "../build/systemd/ferrule-launch", "run")
+	launcher.Env = append(os.Environ(), "FERRULE_DIRECTORY="+s.path("program"), "FERRULE_PACKAGED="+s.path("packaged"))
+	launcher.Stderr = s.t.Output()
+	out, err := launcher.Output()
 	if err != nil {
-		s.t.Fatal(err)
+		s.t.Fatalf("ferrule-launch: %v", err)
 	}
-	next := state.Active
-	if state.Trial != "" && state.Tries > 0 {
-		next = state.Trial
-	}
-	name := string(next)
-	if name == "" {
-		name = "packaged"
-	}
-	s.t.Setenv(slot.Variable, name)
-	return state
+	s.t.Setenv(slot.Variable, string(out))
+	return string(out), before
 }
 
 // ask sends a command through the socket's way.
@@ -219,9 +219,8 @@ func TestUpdateIsCommitted(t *testing.T) {
 	if a, _ := s.ask(UpdateArgs{Version: "1.1.0"}); !a.OK {
 		t.Fatalf("apply: %+v", a)
 	}
-	state := s.launch()
-	if state.Trial != slot.A || state.Tries != 3 {
-		t.Fatalf("the launcher finds %+v", state)
+	if started, before := s.launch(); started != "a" || before.Trial != slot.A || before.Tries != 3 {
+		t.Fatalf("the launcher found %+v, and started %s", before, started)
 	}
 	if got, err := os.ReadFile(slot.Program(s.path("program"), slot.A)); err != nil || !bytes.Equal(got, newer) {
 		t.Fatalf("slot a holds %d bytes, %v", len(got), err)
@@ -292,9 +291,8 @@ func TestUpdateIsRolledBack(t *testing.T) {
 	if a, err := localCommand(s, UpdateArgs{Action: "rollback", Reason: "no good"}); err != nil {
 		t.Fatalf("rollback: %v, %+v", err, a)
 	}
-	state := s.launch()
-	if state.Trial != "" || state.Active != "" {
-		t.Errorf("after the rollback: %+v", state)
+	if started, before := s.launch(); started != "packaged" || before.Trial != "" || before.Active != "" {
+		t.Errorf("after the rollback: %+v, and %s was started", before, started)
 	}
 	s.version = "1.0.0"
 	s.start()
