@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
 	"ferrule/firmware/tuf"
 )
 
@@ -35,6 +37,15 @@ var rollbacks = []attack{
 		w.repo.write(targets)
 		w.repo.publish(snapshot, timestamp)
 	}},
+	{name: "another role goes back in a new snapshot", kind: tuf.ErrRollback, reason: `it goes back to version 4 of "more.json", and 5 is`, trust: [4]int64{1, 4, 3, 3},
+		mend: func(good *sim) { good.snapshot.Signed.Meta["more.json"] = metadata.MetaFile(5) },
+		do: func(w *world) {
+			w.repo.snapshot.Signed.Meta["more.json"] = metadata.MetaFile(5)
+			w.repo.publish(targets, snapshot, timestamp)
+			w.accept()
+			w.repo.snapshot.Signed.Meta["more.json"] = metadata.MetaFile(4)
+			w.repo.publish(snapshot, timestamp)
+		}},
 	{name: "an old root under the next name", kind: tuf.ErrRollback, reason: "root version 1: older than what is trusted: version 2 must follow", trust: nothing, do: func(w *world) {
 		w.repo.files["2.root.json"] = w.repo.files["1.root.json"]
 	}},

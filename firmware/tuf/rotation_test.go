@@ -127,6 +127,7 @@ func TestFastForwardRecovery(t *testing.T) {
 		{"targets", []string{targets, snapshot, timestamp}, []string{snapshot, timestamp}, true, ""},
 		{"all", []string{targets, snapshot, timestamp}, []string{targets, snapshot, timestamp}, true, ""},
 		{"snapshot by its own key", []string{snapshot}, []string{snapshot}, true, "TUF 5.3.11 deletes both files when the keys of one were rotated; go-tuf forgets those that no longer verify"},
+		{"snapshot, and timestamp rotated", []string{snapshot}, []string{timestamp}, true, ""},
 		{"targets by the key of snapshot", []string{targets}, []string{snapshot}, true, ""},
 		{"timestamp without a rotation", []string{timestamp}, nil, false, ""},
 		{"targets with targets' keys only", []string{targets}, []string{targets}, false, ""},
