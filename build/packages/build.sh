@@ -65,9 +65,16 @@ printf 'ferrule (%s-1) unstable; urgency=medium\n\n  * See changelog.gz.\n\n -- 
   "$full" "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$PACKAGE_WORK/changelog.Debian.gz"
 cp docs/*.md "$PACKAGE_WORK/docs/"
 
+# nfpm gives the scripts of an .apk the times and rights that they have on disk: they are copies, then.
+for file in nfpm-systemd.yaml nfpm-small.yaml postinstall.sh preremove.sh postremove.sh; do
+  sed "s|: build/packages/\([a-z]*\.sh\)\$|: $PACKAGE_WORK/\1|" "build/packages/$file" >"$PACKAGE_WORK/$file"
+  chmod 755 "$PACKAGE_WORK/$file"
+  touch -d "@$SOURCE_DATE_EPOCH" "$PACKAGE_WORK/$file"
+done
+
 # make_package FORMAT FILE CONFIGURATION
 make_package() {
-  "$tool" package --config "build/packages/$3" --packager "$1" --target "$out/$2" >/dev/null
+  "$tool" package --config "$PACKAGE_WORK/$3" --packager "$1" --target "$out/$2" >/dev/null
   printf '  %-58s %9d bytes\n' "$out/$2" "$(stat -c %s "$out/$2")"
 }
 
