@@ -8,7 +8,7 @@ BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --fo
 TAGS     = nethttpomithttp2
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: help build cross image deps peers demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
+.PHONY: help build cross packages image deps peers demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +21,9 @@ build: ## build every program for this machine into bin/
 
 cross: ## build the device binary for every architecture into dist/; fail if too large or not static
 	@build/cross.sh '$(LDFLAGS)' $(TAGS)
+
+packages: cross ## .deb, .rpm, .apk and .ipk of every architecture into dist/packages/
+	@build/packages/build.sh '$(VERSION)'
 
 deps: ## install the Debian packages that tests and benchmarks need; say which
 	@build/deps.sh
