@@ -46,7 +46,9 @@ func (r *refresh) run() (*Targets, error) {
 	if err := r.carry(); err != nil {
 		return nil, err
 	}
-	r.sweep()
+	if err := r.sweep(); err != nil {
+		return nil, err
+	}
 	if err := r.updateTimestamp(); err != nil {
 		return nil, err
 	}
@@ -64,7 +66,9 @@ func (r *refresh) run() (*Targets, error) {
 			return nil, err
 		}
 	}
-	r.sweep()
+	if err := r.sweep(); err != nil {
+		return nil, err
+	}
 	r.damaged = nil
 	t := &Targets{list: d.targets, expires: d.expires}
 	for _, other := range [...]*document{r.root, r.timestamp, r.snapshot} {

@@ -175,10 +175,10 @@ func (c *Client) loadRoles() error {
 	if err != nil {
 		return err
 	}
-	// TUF 5.3.11: the keys of one have been rotated, then both are forgotten; and the targets, whose
-	// version a thief could push through the snapshot. One that is not there may have been
-	// forgotten and swept up already, when a power cut came before the sweep reached the other.
-	forget := timestamp.rotated || snapshot.rotated || timestamp.document == nil || snapshot.document == nil
+	// TUF 5.3.11: where the keys of timestamp or snapshot were rotated, the present ones have not
+	// signed its stray. Then both are forgotten; and the targets, whose version a thief could push
+	// through the snapshot.
+	forget := timestamp.document == nil || snapshot.document == nil
 	c.timestamp, c.snapshot = c.hold(timestamp, forget), c.hold(snapshot, forget)
 	c.targets = c.hold(targets, forget).status()
 	return nil
@@ -187,8 +187,7 @@ func (c *Client) loadRoles() error {
 // loaded is the highest sound copy of a role.
 type loaded struct {
 	*document
-	stray   bool // stored under another tag than the present one
-	rotated bool // a higher one was believed under keys that are gone
+	stray bool // stored under another tag than the present one
 }
 
 // load finds the highest sound copy of a role. A damaged one raises the floor.
@@ -203,7 +202,6 @@ func (c *Client) load(role string) (l loaded, err error) {
 		l.stray = n.tag != c.tag
 		switch {
 		case err != nil && l.stray:
-			l.rotated = true
 			continue
 		case !l.stray:
 			*floor = max(*floor, n.version)
@@ -213,7 +211,7 @@ func (c *Client) load(role string) (l loaded, err error) {
 		}
 		c.damage(n, err)
 	}
-	return loaded{rotated: l.rotated}, nil
+	return loaded{}, nil
 }
 
 // hold takes what was loaded for trusted, unless it is a stray that is to be forgotten.
@@ -288,19 +286,34 @@ func (c *Client) persist(d *document) error {
 }
 
 // sweep removes what is no longer needed: versions below the sound ones, and all that was
-// believed under other keys. A removal that fails, or that a power cut undoes, costs space only
-// and is tried again by the next refresh.
-func (c *Client) sweep() {
+// believed under other keys. Of the latter nothing may come back by a power cut once anything new
+// is stored beside it, so their removal is durable when sweep returns nil; any other removal that
+// fails costs space only, and is tried again by the next refresh.
+func (c *Client) sweep() error {
 	entries, err := c.o.FS.ReadDir(c.o.Dir)
 	if err != nil {
-		return
+		return fmt.Errorf("listing the trusted metadata: %w", err)
 	}
 	sound := floors{root: c.root.version, timestamp: c.timestamp.status().Version, snapshot: c.snapshot.status().Version, targets: c.targets.Version}
 	for _, e := range entries {
 		name, temporary := strings.CutSuffix(e.Name(), atomicfile.Suffix)
 		n, ok := parseName(name)
-		if ok && (temporary || n.version < *sound.of(n.role) || n.role != roleRoot && n.tag != c.tag) {
-			_ = c.o.FS.Remove(filepath.Join(c.o.Dir, e.Name()))
+		stray := ok && !temporary && n.role != roleRoot && n.tag != c.tag
+		if !ok || !stray && !temporary && n.version >= *sound.of(n.role) {
+			continue
 		}
+		err := c.o.FS.Remove(filepath.Join(c.o.Dir, e.Name()))
+		if err != nil && stray {
+			return fmt.Errorf("removing what was believed under keys that are gone: %w", err)
+		}
+		c.unsynced = c.unsynced || stray
 	}
+	if !c.unsynced {
+		return nil
+	}
+	if err := c.o.FS.SyncDir(c.o.Dir); err != nil {
+		return fmt.Errorf("syncing the folder of trusted metadata: %w", err)
+	}
+	c.unsynced = false
+	return nil
 }

@@ -292,10 +292,14 @@ func powerCuts(t *testing.T, rotated []string, twice bool) {
 	step(func() { repo.addKey(timestamp); repo.publish(root, timestamp) }, [4]int64{2, 3, 2, 2})
 	step(func() {
 		repo.rotate(rotated...)
-		repo.targets.Signed.Version, repo.snapshot.Signed.Version, repo.timestamp.Signed.Version = 0, 0, 0
+		repo.targets.Signed.Version, repo.snapshot.Signed.Version = 0, 0
+		if rotated[0] == timestamp { // its old key could sign the old versions again
+			repo.timestamp.Signed.Version = 0
+		}
 		repo.publish(root, targets, snapshot, timestamp)
-	}, [4]int64{3, 1, 1, 1})
-	step(func() { repo.publish(targets, snapshot, timestamp) }, [4]int64{3, 2, 2, 2})
+	}, [4]int64{3, 0, 1, 1})
+	floor[3][1] = repo.timestamp.Signed.Version
+	step(func() { repo.publish(targets, snapshot, timestamp) }, [4]int64{3, floor[3][1] + 1, 2, 2})
 
 	open := func(t testing.TB, d *disktest.Disk) *tuf.Client {
 		c, err := openAt(d, steps[0]["1.root.json"], func() time.Time { return today })

@@ -96,6 +96,7 @@ type Client struct {
 	targets                   RoleStatus
 	tag                       string      // of the keys; see store.go
 	strays                    []*document // trusted, but stored under another tag
+	unsynced                  bool        // a stray's removal is not durable yet
 	floor                     floors
 	damaged                   []string
 
