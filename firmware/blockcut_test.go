@@ -167,7 +167,7 @@ func TestPowerCutsOfTheMedium(t *testing.T) {
 		s.check(w, w.live(time.Hour, told), nil)
 		n, skipped := 0, 0
 		for state := range medium.Log().States(blocktest.Options{Base: first.Kill(), Size: medium.Size()}) {
-			if skipped++; skipped%blockEach != 0 && !*exhaustive {
+			if skipped++; skipped%blockEach != 0 && !*exhaustive || emulated && skipped%20 != 0 {
 				continue
 			}
 			for i, data := range statesOfData(around, state.Cut()) {

@@ -28,21 +28,20 @@ const (
 // it as the manifest has them are not fetched, whether a former attempt or a former version
 // has left them there.
 func (e *Engine) fetch(ctx context.Context) (State, error) {
-	u := e.saved.Update
 	if err := e.awaitWindow(ctx); err != nil {
 		return Fetching, err
 	}
+	e.countAttempt()
 	if !e.fresh {
 		if err := e.chooseAgain(ctx); err != nil {
 			return Fetching, err
 		}
-		u = e.saved.Update
 	}
+	u := e.saved.Update
 	m, err := e.manifestOf()
 	if err != nil {
 		return Fetching, err
 	}
-	e.countAttempt()
 	if err := e.checkSizes(m, u.Target); err != nil {
 		return Fetching, err
 	}

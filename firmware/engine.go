@@ -180,13 +180,29 @@ func (e *Engine) Run(ctx context.Context) error {
 		err := e.start()
 		e.setProblem("environment", err)
 		if err != nil {
-			e.pause(ctx, startAgain)
+			e.refuse(ctx, startAgain, err)
 		}
 	}
 	if e.journal != nil {
 		e.journal.close()
 	}
 	return nil
+}
+
+// refuse answers all that is asked with an error, for a while.
+func (e *Engine) refuse(ctx context.Context, d time.Duration, err error) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+			return
+		case a := <-e.asks:
+			a.answer <- err
+		}
+	}
 }
 
 // once takes one step, or does what is asked between two halves of one.

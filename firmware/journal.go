@@ -70,7 +70,7 @@ type update struct {
 	// Give says that this edition is not to be tried again.
 	Give bool `json:"give,omitempty"`
 
-	Steps    int `json:"steps"`    // into verifying and beyond: what breaks loops
+	Steps    int `json:"steps"`    // of restarts and trials: what breaks loops
 	Attempts int `json:"attempts"` // of fetching, in a row
 	Rewrites int `json:"rewrites"` // because the slot did not keep what was written
 

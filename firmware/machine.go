@@ -64,8 +64,8 @@ func (s State) otherwise() State {
 	return s
 }
 
-// stepsMax breaks loops: so many times one edition may get beyond fetching. A flawless update
-// takes five; the rest is for power cuts, and for slots that do not keep what is written.
+// stepsMax breaks loops: so many times one edition may ask for a restart, or be on trial. A flawless update
+// takes two; the rest is for power cuts, and for devices that nobody restarts.
 const stepsMax = 30
 
 // enter makes next the state. The journal must know of a state on the way to a trial before it is
@@ -81,13 +81,12 @@ func (e *Engine) enter(ctx context.Context, next State, reason error) {
 		} else if next == Fetching || next == Committed {
 			u.Reason, e.advice = "", ""
 		}
-		switch next {
-		case Verifying, Armed, Rebooting, Trial:
+		if next == Rebooting || next == Trial {
 			u.Steps++
 		}
 		if u.Steps > stepsMax && next.onTheWay() {
 			next, u.Give = Failed, true
-			u.Reason = fmt.Sprintf("it did not become in %d steps; last: %s", stepsMax, cut(u.Reason, 100))
+			u.Reason = fmt.Sprintf("after %d restarts and trials it is neither committed nor rolled back", stepsMax)
 		}
 	}
 	e.saved.State = next

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"ferrule/firmware/tuf"
@@ -38,6 +39,7 @@ func (e *Engine) conclude(outcome string) {
 	e.saved.Reports = reports[max(0, len(reports)-reportsMax):]
 	if u.Give && u.Edition != "" {
 		q := quarantined{Quarantined{Manifest: u.Manifest, Version: u.Version, Reason: u.Reason, Time: now.UTC()}, u.Edition}
+		e.saved.Quarantine = slices.DeleteFunc(e.saved.Quarantine, func(old quarantined) bool { return old.Edition == u.Edition })
 		e.saved.Quarantine = append(e.saved.Quarantine, q)
 		e.saved.Quarantine = e.saved.Quarantine[max(0, len(e.saved.Quarantine)-quarantineMax):]
 	}

@@ -125,14 +125,15 @@ func TestAWindowWithoutAClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, slottest.UBootScript())
 		w.publish("1.1.0", image(2, 5200), nil)
-		w.config.Window, w.vouched = window(t, "00:00-23:00"), false
+		w.config.Window = window(t, "00:00-23:00")
+		w.vouched.Store(false)
 		m := w.start(w.power())
 		begun := time.Now()
 		m.until(5*time.Hour, func(s firmware.Status) bool { return time.Since(begun) > 4*time.Hour })
 		if s := m.engine.Status(); s.State != firmware.Fetching || !strings.Contains(s.Reason, "nobody vouches for the clock") {
 			t.Errorf("%+v", s)
 		}
-		w.vouched = true
+		w.vouched.Store(true)
 		if !m.until(time.Hour, func(firmware.Status) bool { return false }) {
 			t.Error("no restart")
 		}

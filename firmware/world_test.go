@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,30 +31,32 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // world is a device and all around it, in memory: a disk with the boot loader's environment,
 // two slots and the state directory; a repository; a cloud; a TPM. A device starts again and again.
 type world struct {
-	t       testing.TB
-	repo    *bundletest.Repository
-	images  map[string][]byte // by version
-	handler http.Handler      // of the repository; nil: it is out
-	asked   int               // requests
-	harness slottest.Harness
-	disk    *disktest.Disk
-	config  firmware.Config
-	chip    *chip
-	health  func(version string) firmware.Health
-	hangs   map[string]bool // versions whose kernel hangs
-	refuses bool            // the cloud acknowledges nothing
-	deaf    bool            // nobody restarts the device
-	open    func(s slot.Slot, part string, write bool) (slot.Device, error)
-	content func(s slot.Slot) []byte // of a slot, where open is not nil
-	command func(ctx context.Context, argv []string) error
-	log     *slog.Logger
+	t         testing.TB
+	repo      *bundletest.Repository
+	images    map[string][]byte // by version
+	handler   http.Handler      // of the repository; nil: it is out
+	asked     int               // requests
+	harness   slottest.Harness
+	disk      *disktest.Disk
+	config    firmware.Config
+	chip      *chip
+	health    func(version string) firmware.Health
+	hangs     map[string]bool // versions whose kernel hangs
+	refuses   bool            // the cloud acknowledges nothing
+	deaf      bool            // nobody restarts the device
+	open      func(s slot.Slot, part string, write bool) (slot.Device, error)
+	content   func(s slot.Slot) []byte // of a slot, where open is not nil
+	installer *installer
+	command   func(ctx context.Context, argv []string) error
+	log       *slog.Logger
 
 	reports []firmware.Report
 	boots   int
 	cuts    int
 	born    time.Time // when epoch was
 	epoch   time.Time
-	vouched bool           // for the clock
+	vouched *atomic.Bool // for the clock
+	broken  map[slot.Slot]bool
 	tried   map[string]int // boots of each version
 	asks    bool           // the restart is to try the slot (tryboot)
 }
@@ -99,8 +102,9 @@ func newWorld(t testing.TB, harness slottest.Harness) *world {
 	w := &world{
 		t: t, harness: harness, images: map[string][]byte{"1.0.0": image(1, 5000)}, chip: &chip{},
 		hangs: map[string]bool{}, tried: map[string]int{}, log: slog.New(slog.DiscardHandler),
-		born: time.Now(), epoch: time.Now(), vouched: true,
+		born: time.Now(), epoch: time.Now(), vouched: new(atomic.Bool), broken: map[slot.Slot]bool{},
 	}
+	w.vouched.Store(true)
 	w.health = func(string) firmware.Health { return well() }
 	repo, err := bundletest.New(path.Join(t.TempDir(), "repository"), time.Now, bundletest.Of("1.0.0", w.images["1.0.0"]))
 	if err != nil {
@@ -215,7 +219,7 @@ func (w *world) env(running slot.Slot) slot.Boot {
 // power boots the device. It must come up with a whole image.
 func (w *world) power() (slot.Slot, string) {
 	w.t.Helper()
-	s := w.harness.Boot(w.harness.FS(w.disk), slottest.Power{Asked: w.asks})
+	s := w.harness.Boot(w.harness.FS(w.disk), slottest.Power{Asked: w.asks, Broken: w.broken})
 	w.asks = false
 	w.boots++
 	version := w.versionIn(s)
@@ -243,7 +247,7 @@ func (w *world) start(s slot.Slot, version string) *machine {
 	o := firmware.Options{
 		FS: w.disk, Dir: rootDir, Config: w.config, Root: w.repo.Root, Device: "gw-0001", Version: version, Agent: "1.0.0",
 		BootID: fmt.Sprintf("boot-%d", w.boots), HTTP: w, Boot: w.env(s), Open: w.openSlot, Floor: w.chip, Command: w.command, Log: w.log,
-		Now:    func() (time.Time, bool) { return w.epoch.Add(time.Since(w.born)), w.vouched },
+		Now:    func() (time.Time, bool) { return w.epoch.Add(time.Since(w.born)), w.vouched.Load() },
 		Health: func(context.Context) firmware.Health { return w.health(version) },
 		Report: func(_ context.Context, r firmware.Report) error {
 			if w.refuses {
@@ -263,6 +267,9 @@ func (w *world) start(s slot.Slot, version string) *machine {
 			}
 			return nil
 		},
+	}
+	if w.installer != nil {
+		o.Installer = w.installer
 	}
 	if w.chip == nil {
 		o.Floor = nil
