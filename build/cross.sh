@@ -11,6 +11,7 @@ shift 2
 most_armv7=14000000 # bytes: what a gateway's flash should have to hold, updates included
 command -v readelf >/dev/null || { echo "cross: readelf is missing; run: make deps" >&2; exit 1; }
 
+mapfile -t flags < <(grep -v '^#' build/device.flags)
 bad=0
 mkdir -p dist
 for target in "armv6 arm 6" "armv7 arm 7" "arm64 arm64" "riscv64 riscv64" "amd64 amd64"; do
@@ -19,7 +20,7 @@ for target in "armv6 arm 6" "armv7 arm 7" "arm64 arm64" "riscv64 riscv64" "amd64
   out=dist/ferrule-$name
   # Nothing of this machine or folder may get into the program: two builds of one commit are the same bytes.
   env -u GOFLAGS -u GOEXPERIMENT -u GOAMD64 -u GOARM64 -u GORISCV64 CGO_ENABLED=0 GOOS=linux GOARCH="$arch" GOARM="${arm:-}" \
-    go build -trimpath -buildvcs=false -tags "$tags" -ldflags "$ldflags" -o "$out" ./cmd/ferrule
+    go build -trimpath -buildvcs=false "${flags[@]}" -tags "$tags" -ldflags "$ldflags" -o "$out" ./cmd/ferrule
   size=$(stat -c %s "$out")
   note=static
   if readelf -lW "$out" | grep -Eq '^ *(INTERP|DYNAMIC) '; then
