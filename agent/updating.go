@@ -71,7 +71,8 @@ func (u *updates) open(ctx context.Context, fsys disk.FS) error {
 		Device: a.identity.Device(), Version: runningVersion(c, a.options.Version), Agent: a.options.Version,
 		BootID: a.desk.bootID(c), HTTP: u.transport,
 		Health: u.health, Report: u.report, Reboot: u.reboot,
-		Now: func() (time.Time, bool) { return a.clock.Now(), a.clock.Trusted() },
+		Now:    func() (time.Time, bool) { return a.clock.Now(), a.clock.Trusted() },
+		Passed: a.clock.Floor,
 		Log: a.log,
 	}
 	if err := openSlots(&o); err != nil {

@@ -139,7 +139,7 @@ func (e *Engine) manifestName() string { return filepath.Join(e.o.Dir, "manifest
 
 func (e *Engine) refresh(ctx context.Context) ([]tuf.Target, error) {
 	if e.trust == nil {
-		trust, err := tuf.Open(tuf.Options{FS: e.o.FS, Dir: filepath.Join(e.o.Dir, "metadata"), Root: e.o.Root, Now: e.o.Now, Log: e.log})
+		trust, err := tuf.Open(tuf.Options{FS: e.o.FS, Dir: filepath.Join(e.o.Dir, "metadata"), Root: e.o.Root, Now: e.expiryTime, Log: e.log})
 		if err != nil {
 			return nil, fmt.Errorf("opening the metadata of updates: %w", err)
 		}
@@ -154,6 +154,15 @@ func (e *Engine) refresh(ctx context.Context) ([]tuf.Target, error) {
 	e.lastCheck, _ = e.o.Now()
 	e.mu.Unlock()
 	return targets.All(), nil
+}
+
+// expiryTime is what expiry is judged by.
+func (e *Engine) expiryTime() (now time.Time, trusted bool) {
+	now, trusted = e.o.Now()
+	if !trusted && e.o.Passed != nil {
+		now = e.o.Passed()
+	}
+	return now, trusted
 }
 
 // propose makes m the update. What was counted of the same edition is kept: it breaks loops.

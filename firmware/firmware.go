@@ -51,6 +51,9 @@ type Options struct {
 	Command func(ctx context.Context, argv []string) error
 	// Now is the time, and whether anybody vouches for it. nil: time.Now, trusted.
 	Now func() (now time.Time, trusted bool)
+	// Passed is a time that has certainly passed: what is signed is judged by it while nobody
+	// vouches for Now, which may lie years ahead. nil: Now.
+	Passed func() time.Time
 	Log *slog.Logger
 }
 

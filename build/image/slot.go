@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 const (
@@ -34,14 +35,18 @@ func (b *builder) contents(ctx context.Context, f flavour) (c contents, err erro
 		return c, err
 	}
 	init := filepath.Join(b.work, "init")
-	if err := b.compile(ctx, init, "./build/image/init", "-s -w -buildid="); err != nil {
+	if err := b.compile(ctx, init, "./build/image/init", "-s -w -buildid=", nil); err != nil {
 		return c, err
 	}
 	agent := b.agent
 	if agent == "" {
 		agent = filepath.Join(b.work, "ferrule")
 		flags := "-s -w -buildid= -X main.version=" + b.version + " -X main.built=" + b.epoch.Format("2006-01-02T15:04:05Z")
-		if err := b.compile(ctx, agent, "./cmd/ferrule", flags); err != nil {
+		device, err := deviceFlags()
+		if err != nil {
+			return c, err
+		}
+		if err := b.compile(ctx, agent, "./cmd/ferrule", flags, device); err != nil {
 			return c, err
 		}
 	}
@@ -84,8 +89,20 @@ func sum(content []byte) string {
 	return strconv.FormatUint(uint64(bits.ReverseBytes32(crc32.ChecksumIEEE(content))), 16)
 }
 
-func (b *builder) compile(ctx context.Context, to, program, flags string) error {
-	command := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2", "-ldflags", flags, "-o", to, program)
+// deviceFlags are what the device binary is compiled with, one a line.
+func deviceFlags() (flags []string, err error) {
+	text, err := os.ReadFile("build/device.flags")
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" && line[0] != '#' {
+			flags = append(flags, line)
+		}
+	}
+	return flags, err
+}
+
+func (b *builder) compile(ctx context.Context, to, program, link string, flags []string) error {
+	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-tags", "nethttpomithttp2", "-ldflags", link}, flags...)
+	command := exec.CommandContext(ctx, "go", append(args, "-o", to, program)...)
 	command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=arm64")
 	if out, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("building %s: %w: %s", program, err, out)
