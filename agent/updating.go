@@ -73,7 +73,7 @@ func (u *updates) open(ctx context.Context, fsys disk.FS) error {
 		Health: u.health, Report: u.report, Reboot: u.reboot,
 		Now:    func() (time.Time, bool) { return a.clock.Now(), a.clock.Trusted() },
 		Passed: a.clock.Floor,
-		Log: a.log,
+		Log:    a.log,
 	}
 	if err := openSlots(&o); err != nil {
 		return err

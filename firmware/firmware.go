@@ -54,7 +54,7 @@ type Options struct {
 	// Passed is a time that has certainly passed: what is signed is judged by it while nobody
 	// vouches for Now, which may lie years ahead. nil: Now.
 	Passed func() time.Time
-	Log *slog.Logger
+	Log    *slog.Logger
 }
 
 // Installer is a system that owns the slots and installs bundles of its own (RAUC). The bundle is
