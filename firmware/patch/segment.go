@@ -66,7 +66,7 @@ func (p *Plan) make(kind Kind, length int, body []byte, extents []Extent, old io
 	case Copy:
 		return read(old, extents, dst[:length])
 	}
-	window, err := p.buffers.load(old, extents)
+	window, err := p.buffers.load(old, p.want.FromSize, extents)
 	if err != nil {
 		return nil, err
 	}
@@ -83,15 +83,21 @@ func (p *Plan) make(kind Kind, length int, body []byte, extents []Extent, old io
 	return add(dst[:length], sum, window)
 }
 
-// load reads the window into its buffer.
-func (b *buffers) load(old io.ReaderAt, extents []Extent) ([]byte, error) {
+// load reads the window into its buffer, which is as large as it will ever be from the first: one
+// that grew would leave what it was to the collector.
+func (b *buffers) load(old io.ReaderAt, size int64, extents []Extent) ([]byte, error) {
+	if len(extents) == 0 {
+		return nil, nil
+	}
+	if b.window == nil {
+		b.window = make([]byte, min(Window, size))
+	}
 	total := 0
 	for _, e := range extents {
 		total += e.Length
 	}
-	if cap(b.window) < total {
-		b.window = nil // before the next one is made: two windows at once are too much
-		b.window = make([]byte, min(Window, max(total, 2*manifest.SegmentSize)))
+	if total > len(b.window) { // the same piece of a small old part more than once
+		b.window = make([]byte, Window)
 	}
 	return read(old, extents, b.window[:total])
 }
