@@ -193,8 +193,8 @@ func TestNoRepository(t *testing.T) {
 		if err := m.engine.Check(t.Context()); !errors.Is(err, firmware.ErrOff) {
 			t.Error(err)
 		}
-		if s := m.engine.Status(); s.State != firmware.Idle || s.Version != "1.0.0" || s.Slot != "a" || w.asked != 0 {
-			t.Errorf("%+v, %d requests", s, w.asked)
+		if s := m.engine.Status(); s.State != firmware.Idle || s.Version != "1.0.0" || s.Slot != "a" || w.asked.Load() != 0 {
+			t.Errorf("%+v, %d requests", s, w.asked.Load())
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -188,8 +189,8 @@ func TestIlls(t *testing.T) {
 				}
 				m := w.start(s, version)
 				reason := func(s firmware.Status) string {
-					if len(w.reports) > 0 {
-						return w.reports[0].Outcome + ": " + w.reports[0].Reason
+					if told := w.told(); len(told) > 0 {
+						return told[0].Outcome + ": " + told[0].Reason
 					}
 					return s.Problem
 				}
@@ -238,7 +239,7 @@ func TestEveryOperationFailsOnce(t *testing.T) {
 					return nil
 				})
 				m := w.start(s, version)
-				restarted := m.until(30*time.Hour, func(st firmware.Status) bool { return quiet(st) && len(w.reports) > 1 })
+				restarted := m.until(30*time.Hour, func(st firmware.Status) bool { return quiet(st) && len(w.told()) > 1 })
 				m.stop()
 				if !restarted {
 					t.Fatalf("operation %d: %+v", nth, w.reports)
@@ -272,7 +273,7 @@ func TestWhatLiesInTheSlotIsNotFetchedAgain(t *testing.T) {
 		_, _ = medium.WriteAt(env, 0)
 		_, _ = medium.WriteAt(w.images["1.0.0"], blockFirst)
 		w.onBlocks(medium, int64(len(env)), func(bool) {})
-		honest, sent := w.handler, int64(0)
+		honest, sent := w.handler, new(atomic.Int64)
 		w.handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			if !strings.Contains(r.URL.Path, "/targets/") {
 				honest.ServeHTTP(rw, r)
@@ -280,7 +281,7 @@ func TestWhatLiesInTheSlotIsNotFetchedAgain(t *testing.T) {
 			}
 			cut := &cutResponse{ResponseWriter: rw, left: 100 << 10}
 			honest.ServeHTTP(cut, r)
-			sent += cut.sent
+			sent.Add(cut.sent)
 		})
 		s, version := w.power()
 		starts := 0
@@ -289,15 +290,15 @@ func TestWhatLiesInTheSlotIsNotFetchedAgain(t *testing.T) {
 				t.Fatal("it never ends")
 			}
 			m := w.start(s, version)
-			before := sent
-			restarted = m.until(3*time.Hour, func(firmware.Status) bool { return sent-before > 1200<<10 })
+			before := sent.Load()
+			restarted = m.until(3*time.Hour, func(firmware.Status) bool { return sent.Load()-before > 1200<<10 })
 			m.stop()
 		}
 		full := release.Parts()[0].Full.Size
-		t.Logf("%d starts, %d bytes sent of %d", starts, sent, full)
+		t.Logf("%d starts, %d bytes sent of %d", starts, sent.Load(), full)
 		// Each start reads the table again, and the segment that it had not finished.
-		if most := full + int64(starts)*(1<<20+100<<10); sent > most {
-			t.Errorf("%d bytes were sent for %d", sent, full)
+		if most := full + int64(starts)*(1<<20+100<<10); sent.Load() > most {
+			t.Errorf("%d bytes were sent for %d", sent.Load(), full)
 		}
 		w.mended(t)
 	})

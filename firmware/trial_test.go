@@ -275,7 +275,7 @@ func TestNobodyRestartsTheDevice(t *testing.T) {
 		w.publish("1.1.0", image(2, 5200), nil)
 		w.deaf = true
 		m := w.start(w.power())
-		m.until(3*time.Hour, func(s firmware.Status) bool { return len(w.reports) > 0 })
+		m.until(3*time.Hour, func(s firmware.Status) bool { return len(w.told()) > 0 })
 		s := m.engine.Status()
 		m.stop()
 		if w.reports[0].Outcome != firmware.OutcomeFailed || !strings.Contains(w.reports[0].Reason, "nobody restarted the device within 5m0s") || !strings.Contains(s.Advice, "ferrule-reboot.path") {

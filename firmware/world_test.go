@@ -11,6 +11,8 @@ import (
 	"net/http/httptest"
 	"os"
 	"path"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -35,7 +37,7 @@ type world struct {
 	repo      *bundletest.Repository
 	images    map[string][]byte // by version
 	handler   http.Handler      // of the repository; nil: it is out
-	asked     int               // requests
+	asked     *atomic.Int64     // requests
 	harness   slottest.Harness
 	disk      *disktest.Disk
 	config    firmware.Config
@@ -50,7 +52,8 @@ type world struct {
 	command   func(ctx context.Context, argv []string) error
 	log       *slog.Logger
 
-	reports []firmware.Report
+	mu      *sync.Mutex
+	reports []firmware.Report // while a machine runs, see told
 	boots   int
 	cuts    int
 	born    time.Time // when epoch was
@@ -102,7 +105,7 @@ func newWorld(t testing.TB, harness slottest.Harness) *world {
 	w := &world{
 		t: t, harness: harness, images: map[string][]byte{"1.0.0": image(1, 5000)}, chip: &chip{},
 		hangs: map[string]bool{}, tried: map[string]int{}, log: slog.New(slog.DiscardHandler),
-		born: time.Now(), epoch: time.Now(), vouched: new(atomic.Bool), broken: map[slot.Slot]bool{},
+		born: time.Now(), epoch: time.Now(), vouched: new(atomic.Bool), asked: new(atomic.Int64), mu: new(sync.Mutex), broken: map[slot.Slot]bool{},
 	}
 	w.vouched.Store(true)
 	w.health = func(string) firmware.Health { return well() }
@@ -159,7 +162,7 @@ func (w *world) publish(version string, content []byte, edit func(*bundletest.Re
 
 // RoundTrip asks the repository without a network.
 func (w *world) RoundTrip(r *http.Request) (*http.Response, error) {
-	w.asked++
+	w.asked.Add(1)
 	if w.handler == nil {
 		return nil, errors.New("dial tcp: network is unreachable")
 	}
@@ -253,6 +256,8 @@ func (w *world) start(s slot.Slot, version string) *machine {
 			if w.refuses {
 				return errors.New("the broker is away")
 			}
+			w.mu.Lock()
+			defer w.mu.Unlock()
 			w.reports = append(w.reports, r)
 			w.disk.Mark(r)
 			return nil
@@ -339,6 +344,13 @@ func (w *world) live(most time.Duration, done func(m *machine, s firmware.Status
 // settled: nothing is under way after a whole round of checks.
 func settled(w *world) func(m *machine, s firmware.Status) bool {
 	return func(m *machine, s firmware.Status) bool { return quiet(s) && !s.LastCheck.IsZero() }
+}
+
+// told is what the cloud has been told so far.
+func (w *world) told() []firmware.Report {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.reports)
 }
 
 func reportsOf(reports []firmware.Report) (text []string) {
