@@ -54,7 +54,7 @@ func TestRecipesInstallWhatThereIs(t *testing.T) {
 // make reads Buildroot's files as Buildroot does, but that its own macros do nothing.
 func TestBuildrootPackageIsRead(t *testing.T) {
 	stub := filepath.Join(t.TempDir(), "Makefile")
-	text := "golang-package =\nINSTALL = install\ninclude ../buildroot/external.mk\nall:\n\t$(foreach v,SITE_METHOD LICENSE_FILES GOMOD BUILD_TARGETS TAGS,$(info $(v)=$(FERRULE_$(v))))@:\nfiles:\n\t$(FERRULE_INSTALL_FILES)\n\t$(FERRULE_INSTALL_INIT_SYSTEMD)\n\t$(FERRULE_INSTALL_INIT_OPENRC)\n\t$(FERRULE_INSTALL_INIT_SYSV)\n"
+	text := "golang-package =\nINSTALL = install\ninclude ../buildroot/external.mk\nall:\n\t$(foreach v,SITE_METHOD LICENSE_FILES GOMOD BUILD_TARGETS TAGS,$(info $(v)=$(FERRULE_$(v))))@:\n$(TREE)/files:\n\t$(FERRULE_INSTALL_FILES)\n\t$(FERRULE_INSTALL_INIT_SYSTEMD)\n\t$(FERRULE_INSTALL_INIT_OPENRC)\n\t$(FERRULE_INSTALL_INIT_SYSV)\n"
 	if err := os.WriteFile(stub, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -63,12 +63,12 @@ func TestBuildrootPackageIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	target := filepath.Join(t.TempDir(), "target")
-	argv := []string{"make", "--no-print-directory", "--warn-undefined-variables", "-f", stub, "BR2_EXTERNAL_FERRULE_PATH=" + external, "@D=" + filepath.Dir(filepath.Dir(external)), "TARGET_DIR=" + target}
+	argv := []string{"make", "--no-print-directory", "--warn-undefined-variables", "-f", stub, "BR2_EXTERNAL_FERRULE_PATH=" + external, "TREE=" + filepath.Dir(filepath.Dir(external)), "TARGET_DIR=" + target}
 	out, stderr, code := run(t, "", append(argv, "all")...)
 	if code != 0 || !strings.Contains(out, "BUILD_TARGETS=cmd/ferrule\n") || !strings.Contains(out, "TAGS=nethttpomithttp2\n") {
 		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
-	mustRun(t, "", append(argv, "files")...)
+	mustRun(t, "", append(argv, filepath.Join(filepath.Dir(filepath.Dir(external)), "files"))...)
 	for _, name := range []string{"usr/lib/ferrule/ferrule-launch", "usr/lib/systemd/system/ferrule-reboot.path", "etc/init.d/S90ferrule", "usr/lib/tmpfiles.d/ferrule.conf"} {
 		if _, err := os.Stat(filepath.Join(target, name)); err != nil {
 			t.Error(err)

@@ -156,8 +156,8 @@ func (b *Boot) activate(ctx context.Context, p pair, s slot.Slot) error {
 // Try has s booted next. tries is the boot loader's affair, and not used.
 func (b *Boot) Try(s slot.Slot, _ int) error {
 	return b.change(func(ctx context.Context, p pair, now slot.State) error {
-		if now.Running == s && !now.OnTrial() {
-			return fmt.Errorf("trying slot %s: it runs", s)
+		if s != slot.A && s != slot.B || s == now.Active {
+			return fmt.Errorf("%w: trying slot %q, and slot %s is active", slot.ErrSlot, s, now.Active)
 		}
 		// Before RAUC is told: without the file the slot on trial would be taken for committed.
 		if err := b.keep(ctx, p, now.Active); err != nil {
@@ -171,7 +171,7 @@ func (b *Boot) Try(s slot.Slot, _ int) error {
 func (b *Boot) Commit(s slot.Slot) error {
 	return b.change(func(ctx context.Context, p pair, now slot.State) error {
 		if now.Running != s {
-			return fmt.Errorf("committing slot %s: slot %s runs", s, now.Running)
+			return fmt.Errorf("%w: committing slot %q, and slot %s runs", slot.ErrSlot, s, now.Running)
 		}
 		if _, _, err := b.client.Mark(ctx, Good, Booted); err != nil {
 			return err

@@ -209,8 +209,11 @@ func TestAnUpdateIsCommitted(t *testing.T) {
 		}
 		w.is(t, slot.State{Running: slot.B, Active: slot.B})
 	}
-	if err := w.boot.Commit(slot.A); err == nil {
-		t.Error("a slot that does not run is committed")
+	if err := w.boot.Commit(slot.A); !errors.Is(err, slot.ErrSlot) {
+		t.Errorf("a slot that does not run is committed: %v", err)
+	}
+	if err := w.boot.Try(slot.B, 3); !errors.Is(err, slot.ErrSlot) {
+		t.Errorf("the active slot is tried: %v", err)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
