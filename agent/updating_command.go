@@ -158,6 +158,8 @@ type updateState struct {
 	// Progress is how much of Target is in its slot, in steps of 10 per cent.
 	Progress int    `json:"progress,omitempty"`
 	Reason   string `json:"reason,omitempty"`
+	// Refused is why a release that the repository has may not be installed here.
+	Refused string `json:"refused,omitempty"`
 	// Floor is the least security version that may be installed, FloorWeak whether it could be
 	// lowered.
 	Floor     uint64 `json:"floor,omitempty"`
@@ -173,7 +175,7 @@ func (u *updates) state() *updateState {
 		return nil
 	}
 	n := &updateState{
-		State: s.State, Version: s.Version, Slot: s.Slot, Reason: s.Reason,
+		State: s.State, Version: s.Version, Slot: s.Slot, Reason: s.Reason, Refused: s.Refused,
 		Floor: s.Floor.Value, FloorWeak: s.Floor.Weak != "", Problem: s.Unusable,
 	}
 	if n.Problem == "" {
@@ -226,6 +228,7 @@ func checkUpdates(s *UpdateStatus) doctor.Result {
 		{s.Problem != "", s.Problem, "until it is mended, updates may be held"},
 		{s.Metadata.Alarm != "", s.Metadata.Alarm, "have the repository signed again: ferrule-release publish; or look who is in between"},
 		{s.Reason != "", s.Reason, s.Advice},
+		{s.Refused != "", s.Refused, "ferrule update check says what to do"},
 		{s.Unreported > 0, fmt.Sprintf("%d outcomes of updates wait for the broker to acknowledge them", s.Unreported), "see the session's layers above"},
 		{s.Floor.Weak != "", "the floor of updates is weak: " + s.Floor.Weak, `give the device a TPM, and set update.floor = "tpm"`},
 	} {

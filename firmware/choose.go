@@ -113,6 +113,9 @@ func (e *Engine) look(ctx context.Context, r Request) (err error) {
 		}
 		e.setProblem("repository", passing)
 		e.schedule(passing)
+		if passing == nil {
+			e.setRefused(err)
+		}
 	}()
 	if e.saved.FloorDue > 0 {
 		_ = e.raise(ctx, e.saved.FloorDue) // the floor counts as raised; Status tells
@@ -211,7 +214,7 @@ func (e *Engine) choose(targets []tuf.Target, r Request) (*manifest.Manifest, er
 		}
 	}
 	var best *manifest.Manifest
-	var refused error
+	var refused, unusable error
 	var refusedRelease uint64
 	for _, t := range targets {
 		m, err := manifest.Of(t)
@@ -220,6 +223,9 @@ func (e *Engine) choose(targets []tuf.Target, r Request) (*manifest.Manifest, er
 		}
 		if err != nil {
 			e.log.Warn("release skipped", slog.String("target", clean(t.Path())), slog.Any("err", err))
+			if e.wouldBeFor(t.Path(), r, runs) {
+				unusable = hint.With(fmt.Errorf("%w: %s: %w", ErrRefused, clean(t.Path()), err), "publish it anew; ferrule-release verify says what is wrong with it")
+			}
 			continue
 		}
 		if !e.concerns(m, r) || best != nil && m.Release() <= best.Release() {
@@ -234,6 +240,8 @@ func (e *Engine) choose(targets []tuf.Target, r Request) (*manifest.Manifest, er
 	switch {
 	case best != nil:
 		return best, nil
+	case unusable != nil && !errors.Is(refused, ErrRefused):
+		return nil, unusable
 	case refused != nil:
 		return nil, refused
 	case r.Version != "":
@@ -241,6 +249,13 @@ func (e *Engine) choose(targets []tuf.Target, r Request) (*manifest.Manifest, er
 			"ferrule-release verify lists what it has")
 	}
 	return nil, fmt.Errorf("%w: it has the newest, %s", ErrNothing, runs.Version)
+}
+
+// wouldBeFor reports whether this device would have got the release at path, had it had a manifest.
+func (e *Engine) wouldBeFor(path string, r Request, runs installed) bool {
+	product, version, _ := strings.Cut(path, "/")
+	order, known := compare(version, runs.Version)
+	return product == e.o.Config.Product && version != runs.Version && (version == r.Version || r.Version == "" && (!known || order > 0))
 }
 
 // concerns reports whether m is asked for, wherever it may be installed.

@@ -41,6 +41,7 @@ type Engine struct {
 	verified   bool               // the slot was read back since the start
 	advice     string
 	waits      string // why the present state waits
+	refused    string // why this device does not get what the repository has
 	problems   map[string]string
 	floor      FloorStatus
 	meta       Metadata

@@ -152,6 +152,8 @@ type Status struct {
 	Reason string `json:"reason,omitempty"`
 	// Advice is what to do about Reason.
 	Advice string `json:"advice,omitempty"`
+	// Refused is why this device may not install what the repository had for it when it was last asked.
+	Refused string `json:"refused,omitempty"`
 	// Unreported counts outcomes that the cloud has not acknowledged.
 	Unreported  int           `json:"unreported,omitempty"`
 	Quarantined []Quarantined `json:"quarantined,omitempty"`

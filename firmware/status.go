@@ -1,6 +1,7 @@
 package firmware
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
@@ -19,7 +20,7 @@ func (e *Engine) Status() Status {
 	defer e.mu.Unlock()
 	s := Status{
 		State: e.saved.State, Version: e.runs().Version, Slot: string(e.env.Running), Active: string(e.env.Active),
-		Reason: e.waits, Unreported: len(e.saved.Reports), Floor: e.floor, LastCheck: e.lastCheck,
+		Reason: e.waits, Refused: e.refused, Unreported: len(e.saved.Reports), Floor: e.floor, LastCheck: e.lastCheck,
 		Metadata: Metadata{Versions: maps.Clone(e.meta.Versions), Expires: maps.Clone(e.meta.Expires), Refreshed: e.meta.Refreshed, Alarm: e.meta.Alarm},
 	}
 	for _, q := range e.saved.Quarantine {
@@ -67,6 +68,17 @@ func (e *Engine) setProblem(name string, err error) {
 		text += " (" + advice + ")"
 	}
 	e.problems[name] = clean(text)
+}
+
+// setRefused keeps why a release was refused until the repository has another one.
+func (e *Engine) setRefused(err error) {
+	text := ""
+	if errors.Is(err, ErrRefused) {
+		text = clean(err.Error())
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.refused = text
 }
 
 func (e *Engine) setWaits(text string) {

@@ -254,6 +254,9 @@ func printUpdate(w io.Writer, s agent.UpdateStatus, _ time.Time) {
 	if s.Advice != "" {
 		fmt.Fprintf(w, "\t%s\n", s.Advice)
 	}
+	if s.Refused != "" {
+		fmt.Fprintf(w, "\t%s\n", s.Refused)
+	}
 	if s.Unreported > 0 {
 		fmt.Fprintf(w, "\t%d outcomes wait for the broker to acknowledge them\n", s.Unreported)
 	}
