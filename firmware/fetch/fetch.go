@@ -111,10 +111,10 @@ func New(o Options) (*Client, error) {
 // identity and what it downloads would be seen.
 func (c *Client) redirect(next *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
-		return fmt.Errorf("more than %d redirections", maxRedirects)
+		return &finalError{fmt.Errorf("more than %d redirections", maxRedirects)}
 	}
 	if c.base.Scheme == "https" && next.URL.Scheme != "https" {
-		return fmt.Errorf("the server redirects from https to %q", next.URL.Scheme)
+		return &finalError{fmt.Errorf("the server redirects from https to %q", next.URL.Scheme)}
 	}
 	return nil
 }

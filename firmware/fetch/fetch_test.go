@@ -369,6 +369,24 @@ func TestHostileServers(t *testing.T) {
 	}
 }
 
+// A redirection that is not followed is one the next time, too.
+func TestARefusedRedirectionIsFinal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		start := time.Now()
+		c := serve(t, &network{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path+"x", http.StatusFound)
+		}), nil)
+		r := c.Object(t.Context(), object(content(10)), 0)
+		defer r.Close()
+		if _, err := io.ReadAll(r); err == nil || time.Since(start) > 0 {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		if _, err := c.Metadata(t.Context(), "timestamp.json", 10); err == nil || time.Since(start) > 0 {
+			t.Errorf("metadata, after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
 func TestTheRateIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		data := content(1 << 20)
