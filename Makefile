@@ -8,7 +8,7 @@ BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --fo
 TAGS     = nethttpomithttp2
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: help build cross packages image deps peers demo test check race test-arm test-arm64 e2e batch soak fuzz bench lint generate clean
+.PHONY: help build cross packages image deps peers demo test check race test-arm test-arm64 e2e gateway batch soak fuzz bench lint generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,8 +56,11 @@ test-arm: peers ## only the tests for ARMv6, under qemu
 test-arm64: peers ## only the tests for ARM64, under qemu
 	@build/test.sh arm64
 
-e2e: deps peers ## the built binaries against mosquitto, swtpm, libmodbus, step-ca, Chromium and openssl, on this machine and on ARM
+e2e: gateway deps peers ## the emulated gateway; then the built binaries against mosquitto, swtpm, libmodbus, step-ca, Chromium and openssl
 	$(GO) test -count=1 -timeout 30m ./build/e2e
+
+gateway: deps ## only the emulated gateway: flashed, enrolled, updated, rolled back, and its power cut throughout
+	$(GO) test -count=1 -timeout 30m ./build/gateway
 
 batch: deps ## 100 gateways with 100 TPMs from bare to enrolled, with the minutes that takes
 	E2E_BATCH=100 $(GO) test -count=1 -timeout 30m -v -run '^TestBatch$$' ./build/e2e
