@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -87,6 +89,9 @@ func (u *updating) suffer(t *testing.T, i ill) {
 		return
 	}
 	u.refuses(t, i, m)
+	if kib := highWater(u.keeper.pid()); kib > mostMemory {
+		t.Errorf("%d KiB in memory, want %d at most", kib, mostMemory)
+	}
 	if after := u.running(t); after != before || u.environment(t) != environment {
 		t.Errorf("what runs was %s and is %s; environment %+v, was %+v", before, after, u.environment(t), environment)
 	}
@@ -198,7 +203,7 @@ var metadataIlls = []ill{
 
 var manifestIlls = []ill{
 	{name: "more than it may: a member", says: "exec", code: "update-refused", do: edits(func(members map[string]any) { members["exec"] = "/bin/sh" })},
-	{name: "more than it may: a size", says: "bytes", code: "update-refused", do: edits(func(members map[string]any) { part(members)["size"] = 65 << 30 })},
+	{name: "more than it may: a size", says: "size 69793218560", code: "update-refused", do: edits(func(members map[string]any) { part(members)["size"] = 65 << 30 })},
 	{name: "more than it may: a path", says: "path", code: "update-refused", do: edits(func(members map[string]any) {
 		part(members)["full"].(map[string]any)["path"] = "../../../etc/passwd"
 	})},
@@ -212,12 +217,23 @@ var manifestIlls = []ill{
 		r.SecurityVersion, r.LowerSecurity = 1, true
 	}},
 	{name: "truncated, and the manifest agrees", says: "damaged", do: func(t *testing.T, u *updating, m *manifest.Manifest) func() {
-		size := m.Parts()[0].Full.Size / 2
-		undo := edits(func(members map[string]any) {
-			part(members)["full"].(map[string]any)["size"] = size
-			part(members)["deltas"] = []any{}
-		})(t, u, m)
-		return undo
+		content, err := os.ReadFile(u.repo.File(m.Parts()[0].Full))
+		var members map[string]any
+		if err == nil {
+			err = json.Unmarshal(m.Raw(), &members)
+		}
+		half := content[:len(content)/2]
+		sum := manifest.Digest(sha256.Sum256(half))
+		part(members)["full"] = map[string]any{"path": manifest.ServerPath(m.Target(), sum), "size": len(half), "sha256": sum.String()}
+		part(members)["deltas"] = []any{}
+		custom, _ := json.Marshal(members)
+		if err == nil {
+			err = u.repo.SignTarget(m.Target(), half, custom)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return edited(t, u, m, content)
 	}},
 }
 
@@ -227,7 +243,7 @@ var objectIlls = []ill{
 	{name: "damaged delta", fine: true, do: flips(true, false, 0.5)},
 	{name: "no delta", fine: true, do: removes(true, false)},
 	{name: "no object", says: "404 Not Found", do: removes(true, true)},
-	{name: "a bomb", says: "segment 1", do: func(t *testing.T, u *updating, m *manifest.Manifest) func() {
+	{name: "a bomb", says: "segment 0", do: func(t *testing.T, u *updating, m *manifest.Manifest) func() {
 		undo := removes(true, false)(t, u, m)
 		back := u.changes(t, chosen(m, false, true), func(_ manifest.Object, content []byte) []byte {
 			part := m.Parts()[0]
@@ -235,7 +251,7 @@ var objectIlls = []ill{
 			if err != nil {
 				t.Fatal(err)
 			}
-			copy(content[p.Offset(1):], bomb(p.Body(1)))
+			copy(content[p.Offset(0):], bomb(p.Body(0)))
 			return content
 		})
 		return func() { back(); undo() }
@@ -247,7 +263,7 @@ var flipIlls = []ill{
 	{name: "in the table", says: "damaged", do: flips(true, true, 0.00005)},
 	{name: "in the first segment", says: "segment 0", do: flips(true, true, 0.2)},
 	{name: "in the middle", says: "segment", do: flips(true, true, 0.6)},
-	{name: "in the last byte", says: "segment 2", do: flips(true, true, 1)},
+	{name: "in the last byte", says: "segment 1", do: flips(true, true, 1)},
 }
 
 var serverIlls = []ill{
@@ -283,7 +299,7 @@ var serverIlls = []ill{
 		})
 		return undo
 	}},
-	{name: "endless", says: "segment", do: serves(func(w http.ResponseWriter, r *http.Request) bool {
+	{name: "endless", says: "damaged", do: serves(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, "/targets/") {
 			return false
 		}
@@ -399,10 +415,15 @@ func edits(change func(members map[string]any)) func(*testing.T, *updating, *man
 		if err != nil {
 			t.Fatal(err)
 		}
-		return func() {
-			if err := u.repo.SignTarget(m.Target(), content, m.Raw()); err != nil {
-				t.Fatal(err)
-			}
+		return edited(t, u, m, content)
+	}
+}
+
+// edited has the good manifest signed again.
+func edited(t *testing.T, u *updating, m *manifest.Manifest, content []byte) (undo func()) {
+	return func() {
+		if err := u.repo.SignTarget(m.Target(), content, m.Raw()); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -97,7 +97,7 @@ func (u *updating) prepare(t *testing.T, table string) {
 	u.section(t, fmt.Sprintf("[update]\nrepository = %q\nroot = %q\nproduct = \"gw\"\ncheck_every = \"0s\"\nboot = \"directory\"\nenvironment = %q\n%s\n",
 		u.server.URL(), u.file(t, "root.json", string(u.repo.Root)), u.program, table))
 	u.keeper = newKeeper(t, u)
-	u.content = randomBytes(1, 2<<20+12345)
+	u.content = randomBytes(1, 1<<20+12345)
 }
 
 // randomBytes are letters that are worth half of what they weigh.
@@ -120,11 +120,12 @@ func (u *updating) wrapped(content []byte) []byte {
 // version is the name of the newest release.
 func (u *updating) version() string { return fmt.Sprintf("1.%d.0", u.n) }
 
-// next is an image that differs from the one before in a tenth of it.
+// next is an image that differs from all before in each of its two segments, but not in much.
 func (u *updating) next() []byte {
 	u.n++
-	at := len(u.content) / 10 * (u.n % 9)
-	copy(u.content[at:], randomBytes(uint64(u.n)+100, len(u.content)/10))
+	for _, at := range []int{u.n % 9 * 100 << 10, len(u.content) - 4<<10} {
+		copy(u.content[at:], randomBytes(uint64(u.n)+100, 60<<10))
+	}
 	return u.wrapped(u.content)
 }
 
