@@ -238,9 +238,11 @@ func (e *Engine) ways(ctx context.Context, part manifest.Part) (slot.Device, []w
 		d := &part.Deltas[i]
 		if sum, known := sums[d.FromSize]; known && sum == d.From && d.Object.Size < part.Full.Size {
 			ways = append(ways, way{object: d.Object, want: patch.OfDelta(&part, d), delta: true})
+			for k := len(ways) - 1; k > 0 && ways[k].object.Size < ways[k-1].object.Size; k-- {
+				ways[k], ways[k-1] = ways[k-1], ways[k]
+			}
 		}
 	}
-	slices.SortFunc(ways, func(a, b way) int { return int(min(max(a.object.Size-b.object.Size, -1), 1)) })
 	if len(ways) == 1 {
 		old.Close()
 		return nil, ways
