@@ -36,6 +36,7 @@ type updating struct {
 	clock   *shiftedClock // of the repository
 	server  *updateServer
 	program string // folder of the releases
+	inside  string // what leads to the agent's own view of the files; "": it has none
 	keeper  *keeper
 	n       int // releases so far
 	asked   int
@@ -64,7 +65,20 @@ func (c *shiftedClock) shift(by time.Duration) {
 // newUpdating is one whose broker keeps a ledger. table is added to [update].
 func newUpdating(t *testing.T, o siteOptions, table string) *updating {
 	t.Helper()
+	return newUpdatingIn(t, "", o, table)
+}
+
+// newUpdatingIn has state directory and releases in the folder data; "": in that of the world.
+func newUpdatingIn(t *testing.T, data string, o siteOptions, table string) *updating {
+	t.Helper()
+	if data != "" {
+		o.state = filepath.Join(data, "state")
+	}
 	u := &updating{site: newSite(t, o)}
+	if data == "" {
+		data = u.dir
+	}
+	u.program = filepath.Join(data, "program")
 	u.cloud = u.watched(t, filepath.Join(u.ca, "broker"), readFile(t, filepath.Join(u.ca, "root.crt")))
 	u.heard = func(t *testing.T) []agenttest.Message {
 		messages, err := agenttest.ReadLedger(u.ledger())
@@ -85,7 +99,7 @@ func newUpdating(t *testing.T, o siteOptions, table string) *updating {
 // prepare makes repository and server, and says so in the configuration.
 func (u *updating) prepare(t *testing.T, table string) {
 	t.Helper()
-	u.clock, u.program = &shiftedClock{}, filepath.Join(u.dir, "program")
+	u.clock = &shiftedClock{}
 	var err error
 	if u.repo, err = bundletest.New(filepath.Join(u.dir, "factory"), u.clock.now); err != nil {
 		t.Fatal(err)
@@ -294,7 +308,7 @@ func (u *updating) committed(t *testing.T, m *manifest.Manifest) firmware.Report
 	if s.Slot != s.Active || s.Slot != r.Slot || s.Unreported != 0 || s.Problem != "" {
 		t.Errorf("after the commit of %s: %+v", m.Version(), s)
 	}
-	if got, want := fileSum(t, slot.Program(u.program, slot.Slot(s.Active))), hex.EncodeToString(m.Parts()[0].SHA256[:]); got != want {
+	if got, want := fileSum(t, slot.Program(u.inside+u.program, slot.Slot(s.Active))), hex.EncodeToString(m.Parts()[0].SHA256[:]); got != want {
 		t.Errorf("slot %s holds %s and not %s, which is %s", s.Active, got, m.Version(), want)
 	}
 	return r
@@ -316,7 +330,7 @@ func (u *updating) running(t *testing.T) string {
 	s := u.stands(t)
 	path := u.ferrule[0]
 	if s.Slot != "" {
-		path = slot.Program(u.program, slot.Slot(s.Slot))
+		path = slot.Program(u.inside+u.program, slot.Slot(s.Slot))
 	}
 	return u.untouched(t, path)
 }
@@ -333,7 +347,7 @@ func (u *updating) untouched(t *testing.T, path string) string {
 // environment is what ferrule-launch would do now.
 func (u *updating) environment(t *testing.T) slot.State {
 	t.Helper()
-	s, err := slot.NewDirectory(disk.OS(), "", u.program).State()
+	s, err := slot.NewDirectory(disk.OS(), "", u.inside+u.program).State()
 	if err != nil {
 		t.Fatal(err)
 	}
