@@ -7,7 +7,7 @@ import (
 // judge holds what the witness saw against what the sensor gave: every answer arrived, but for the
 // last before each end of the agent, which may have had no time to write it down; and no number of
 // any boot is missing.
-func (w *world) judge(t *testing.T, m *machine, cuts int) {
+func (w *world) judge(t *testing.T, m *machine) {
 	t.Helper()
 	w.reading(t, w.heard())
 	m.cut() // nothing more is asked

@@ -3,6 +3,8 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,6 +27,7 @@ type machine struct {
 	qemu, tpm *process
 	powered   time.Time
 	heard     int // lines of the console that next has seen
+	from      int // lines of the witness at which this boot began
 }
 
 // newMachine flashes a gateway.
@@ -119,6 +122,20 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 
 // seconds is how long after the power came on something happened.
 func (m *machine) seconds(l line) string { return fmt.Sprintf("%.1f s", l.at.Sub(m.powered).Seconds()) }
+
+// scramble fills the slot that does not run with what no release has: a gateway that was flashed with
+// one slot alone, or had quite another release there.
+func (m *machine) scramble(t *testing.T) {
+	t.Helper()
+	disk, err := os.OpenFile(m.disk, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	if _, err := io.Copy(io.NewOffsetWriter(disk, slotBAt), io.LimitReader(rand.NewChaCha8([32]byte{1}), slotSize)); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // forget wipes the agent's memory of updates, as a person with the card in a reader does.
 func (m *machine) forget(t *testing.T) {

@@ -26,6 +26,7 @@ type releases struct {
 	mu     sync.Mutex
 	served int64 // bytes of objects
 	gate   func(served int64)
+	ends   int // objects whose last byte was handed out
 }
 
 // newReleases publishes the flashed image as 1.0.0.
@@ -122,7 +123,14 @@ func (r *releases) serve(t *testing.T, w *world) {
 	files := http.FileServer(http.Dir(r.dir))
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(rw http.ResponseWriter, q *http.Request) {
 		if strings.HasPrefix(q.URL.Path, "/targets/") {
-			rw = &counted{rw, r}
+			c := &counted{rw, r, false}
+			files.ServeHTTP(c, q)
+			if c.whole {
+				r.mu.Lock()
+				r.ends++
+				r.mu.Unlock()
+			}
+			return
 		}
 		files.ServeHTTP(rw, q)
 	}))
@@ -138,7 +146,8 @@ func (r *releases) serve(t *testing.T, w *world) {
 // counted counts what is handed out, and asks the gate before every piece.
 type counted struct {
 	http.ResponseWriter
-	r *releases
+	r     *releases
+	whole bool // nothing went wrong while something was written
 }
 
 func (c *counted) Write(p []byte) (int, error) {
@@ -156,7 +165,7 @@ func (c *counted) Write(p []byte) (int, error) {
 		c.r.mu.Lock()
 		c.r.served += int64(n)
 		c.r.mu.Unlock()
-		if err != nil {
+		if c.whole = err == nil; err != nil {
 			return total, err
 		}
 		p = p[n:]
@@ -169,11 +178,18 @@ func (c *counted) Write(p []byte) (int, error) {
 func (r *releases) hold(gate func(served int64)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.gate, r.served = gate, 0
+	r.gate, r.served, r.ends = gate, 0, 0
+}
+
+// finished says that some object was handed out to its end since hold.
+func (r *releases) finished() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ends > 0
 }
 
 // table is the configuration that follows these releases.
-func (r *releases) table() string {
+func (r *releases) table(tries int) string {
 	return fmt.Sprintf(`[update]
 repository = "https://%s:%s"
 root = "/etc/ferrule/root.json"
@@ -187,5 +203,5 @@ floor = "tpm"
 [update.slots]
 a = { rootfs = "/dev/disk/by-partlabel/slot-a" }
 b = { rootfs = "/dev/disk/by-partlabel/slot-b" }
-`, host, r.port, 3)
+`, host, r.port, tries)
 }

@@ -186,7 +186,7 @@ type entry struct {
 	at        time.Time
 	Boot, Seq uint64
 	Readings  struct{ Counter uint32 }
-	Bad       []any
+	Bad       map[string]string
 }
 
 // entries are the readings that the broker handed on from line n of the witness on.
