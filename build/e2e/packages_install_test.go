@@ -89,6 +89,7 @@ func TestPackageInDebian(t *testing.T) {
 	d.install(t, deb)
 	d.installed(t)
 	d.verifies(t)
+	d.boots(t)
 
 	// What somebody changed, and what the device has made, outlives an upgrade; so does a service that
 	// was switched off.
