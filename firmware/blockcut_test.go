@@ -165,7 +165,7 @@ func TestPowerCutsOfTheMedium(t *testing.T) {
 		}
 		w.marksFloor()
 		s.check(w, w.live(time.Hour, told), nil)
-		n, skipped := 0, 0
+		n, states, skipped := 0, 0, 0
 		for state := range medium.Log().States(blocktest.Options{Base: first.Kill(), Size: medium.Size()}) {
 			if skipped++; skipped%blockEach != 0 && !*exhaustive || emulated && skipped%20 != 0 {
 				continue
@@ -174,6 +174,7 @@ func TestPowerCutsOfTheMedium(t *testing.T) {
 				if i != n%4 && !*exhaustive {
 					continue
 				}
+				states++
 				d, err := state.Disk()
 				if err != nil {
 					t.Fatal(err)
@@ -187,7 +188,7 @@ func TestPowerCutsOfTheMedium(t *testing.T) {
 			}
 			n++
 		}
-		t.Logf("%d requests to the medium, %d states, 0 bricks", len(around), n)
+		t.Logf("%d requests to the medium, %d states, 0 bricks", len(around), states)
 	})
 }
 
