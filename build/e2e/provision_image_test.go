@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // flashing is one call of build/provision.sh with an image, and the gateway that it is for.
@@ -89,6 +90,15 @@ func TestFlash(t *testing.T) {
 	if _, err := os.Stat(f.records); err == nil {
 		t.Error("a gateway that never started is on record")
 	}
+	old, long := f.on(t, "token"), time.Now().Add(-48*time.Hour)
+	if err := os.Chtimes(f.records+".tokens/gw-1", long, long); err != nil {
+		t.Fatal(err)
+	}
+	if said := mustRun(t, "", f.argv...); f.on(t, "token") == old || !strings.Contains(said, "token written") {
+		t.Errorf("a token of the day before yesterday is still there:\n%s", said)
+	}
+	f.holds(t)
+	before = sumOf(t, f.card)
 	f.boots(t)
 	mustRun(t, "", f.argv...)
 	f.converged(t)
