@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"time"
@@ -111,6 +112,9 @@ func (e *Engine) arm(ctx context.Context) (State, error) {
 	if err := e.noteLines(ctx); err != nil {
 		return Armed, err
 	}
+	if err := e.markTrial(u.Target); err != nil {
+		return Armed, err
+	}
 	tries := max(e.o.Config.Tries, 1)
 	if err := e.o.Boot.Try(u.Target, tries); err != nil {
 		return Armed, fmt.Errorf("having the boot loader try slot %s: %w", u.Target, err)
@@ -145,6 +149,25 @@ func (e *Engine) reboot(ctx context.Context) (State, error) {
 }
 
 func (e *Engine) linesName() string { return filepath.Join(e.o.Dir, "lines.json") }
+
+func (e *Engine) markName() string { return filepath.Join(e.o.Dir, "trial") }
+
+// markTrial says outside of the journal which slot is on trial, for whoever keeps the agent running: an
+// agent that dies before it opens its engine, under a kernel that lives, uses up no try. Whoever
+// cannot keep it up in that slot restarts the device.
+func (e *Engine) markTrial(target slot.Slot) error {
+	if err := atomicfile.Write(e.o.FS, e.markName(), []byte(string(target)+"\n"), 0o644); err != nil {
+		return fmt.Errorf("marking the trial: %w", err)
+	}
+	return nil
+}
+
+// unmarkTrial may fail: the mark is of no slot but that one, and of no agent that starts.
+func (e *Engine) unmarkTrial() {
+	if err := e.o.FS.Remove(e.markName()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		e.log.Debug("removing the mark of the trial", slog.Any("err", err))
+	}
+}
 
 // noteLines remembers which units answer before the update: those must afterwards.
 func (e *Engine) noteLines(ctx context.Context) error {

@@ -21,6 +21,7 @@ const (
 // conclude makes an outcome of the update: what the cloud is to be told, and what is not tried
 // again. It is durable with the state that follows.
 func (e *Engine) conclude(outcome string) {
+	e.unmarkTrial()
 	u := e.saved.Update
 	now, _ := e.o.Now()
 	e.mu.Lock()

@@ -93,6 +93,35 @@ func TestRebootObeysWhatIsKnownAlone(t *testing.T) {
 	}
 }
 
+// An agent that dies on trial, before it can count, takes the device down with it: the boot loader counts.
+func TestAgainRestartsADeviceOnTrial(t *testing.T) {
+	const again = "reset-failed ferrule.service\nstart --no-block ferrule.service\n"
+	for _, c := range []struct{ cmdline, mark, want string }{
+		{"quiet ferrule.slot=b ro\n", "b\n", "reboot\n"},
+		{"quiet ferrule.slot=a ro\n", "b\n", again},
+		{"quiet ferrule.slot=b ro\n", "", again},
+		{"quiet ro\n", "b\n", again},
+	} {
+		root := t.TempDir()
+		for name, text := range map[string]string{
+			"proc/cmdline": c.cmdline, "var/lib/ferrule/update/trial": c.mark,
+			"systemctl": "#!/bin/sh\n[ \"$1\" = show ] || echo \"$*\" >>" + root + "/told\n",
+		} {
+			path := filepath.Join(root, name)
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(text), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustRun(t, "", "sh", "../systemd/ferrule-again", "0", filepath.Join(root, "systemctl"), root)
+		if told, _ := os.ReadFile(filepath.Join(root, "told")); string(told) != c.want {
+			t.Errorf("started with %q and the mark %q, systemctl was told %q, want %q", c.cmdline, c.mark, told, c.want)
+		}
+	}
+}
+
 // What failed for good is started again, but for a device that must not be.
 func TestAgainMindsTheExitCode(t *testing.T) {
 	for code, want := range map[string]string{"78": "", "1": "reset-failed ferrule.service\nstart --no-block ferrule.service\n", "": "reset-failed ferrule.service\nstart --no-block ferrule.service\n"} {
