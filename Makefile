@@ -8,7 +8,7 @@ BUILT   ?= $(shell TZ=UTC git log -1 --date=format-local:%Y-%m-%dT%H:%M:%SZ --fo
 TAGS     = nethttpomithttp2
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.built=$(BUILT)
 
-.PHONY: help build cross packages image deps peers demo test check race test-arm test-arm64 e2e gateway batch soak fuzz bench lint generate clean
+.PHONY: help build cross packages image deps peers demo test check race test-arm test-arm64 e2e gateway powercut batch soak fuzz bench lint generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ e2e: gateway deps peers ## the emulated gateway; then the built binaries against
 
 gateway: deps ## only the emulated gateway: flashed, enrolled, updated, rolled back, and its power cut throughout
 	$(GO) test -count=1 -timeout 30m ./build/gateway
+
+powercut: ## every disk that a power cut leaves of an update, each cut a second time: an hour
+	$(GO) test -count=1 -timeout 0 -v -run PowerCuts ./firmware -exhaustive
 
 batch: deps ## 100 gateways with 100 TPMs from bare to enrolled, with the minutes that takes
 	E2E_BATCH=100 $(GO) test -count=1 -timeout 30m -v -run '^TestBatch$$' ./build/e2e
