@@ -16,9 +16,10 @@ import (
 	"ferrule/firmware/bundle/bundletest"
 	"ferrule/tpm"
 	"ferrule/tpm/tpmtest"
-
-	"github.com/google/go-tpm/tpm2"
 )
+
+// nvIncrement is TPM_CC_NV_Increment (TPM 2.0 Part 2, 6.5.2).
+const nvIncrement = 0x134
 
 // What was committed with a security version cannot be undone: an older one is refused after the commit,
 // after a reset of the TPM, and after the state directory was wiped and the device enrolled anew. A
@@ -35,7 +36,7 @@ func TestUpdateFloor(t *testing.T) {
 	stop := make(chan struct{})
 	reached := make(chan struct{}, 1)
 	proxy.Inject(func(code uint32) tpmtest.Fault {
-		if code != uint32(tpm2.TPMCCNVIncrement) {
+		if code != nvIncrement {
 			return tpmtest.Fault{}
 		}
 		select {
