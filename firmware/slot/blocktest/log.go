@@ -129,11 +129,15 @@ func readEntry(r io.ReaderAt, at, unit int64) (*entry, int64, error) {
 		e.mark, e.sectors = string(text), 0
 	case e.zero:
 		size = unit // a discard says how much, and brings nothing
-	case int64(length) != e.sectors*Sector:
+	case length != 0 && int64(length) != e.sectors*Sector:
 		return nil, 0, fmt.Errorf("%w: %d sectors and %d bytes", ErrFormat, e.sectors, length)
-	case length > 0:
-		if err := readFull(r, raw[:1], e.off+int64(length)-1); err != nil {
-			return nil, 0, err
+	default:
+		// The length is that of a mark; of a write, kernel and QEMU leave it 0.
+		size = unit + e.sectors*Sector
+		if e.sectors > 0 {
+			if err := readFull(r, raw[:1], e.off+e.sectors*Sector-1); err != nil {
+				return nil, 0, err
+			}
 		}
 	}
 	return e, size, nil
