@@ -74,6 +74,7 @@ func served(name string) cut {
 // TestPowerCuts takes one update and one rollback through a cut at every step, one after the other: each
 // cut meets a machine that recovers from the one before.
 func TestPowerCuts(t *testing.T) {
+	t.Parallel()
 	w, m := newWorld(t), newMachine(t)
 	r := newReleases(t, w)
 	good := verified{}

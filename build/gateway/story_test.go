@@ -26,6 +26,7 @@ var (
 // TestStory is a gateway's life: flashed, enrolled with its TPM, updated by a delta, saved from three
 // bad updates, and not to be talked into an old one.
 func TestStory(t *testing.T) {
+	t.Parallel()
 	w, m := newWorld(t), newMachine(t)
 	r := newReleases(t, w)
 	r.publish(t, flashed)
