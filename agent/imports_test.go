@@ -223,6 +223,7 @@ var rooms = map[string]arrows{
 	"tpm/tpmtest": {"tpm": "stands in for its transport"},
 
 	"internal/atomicfile":    {},
+	"internal/cli":           {},
 	"internal/disk":          {},
 	"internal/disk/disktest": {},
 	"internal/hint":          {},

@@ -19,6 +19,7 @@ import (
 
 	"ferrule/agent/command/authorize"
 	"ferrule/internal/atomicfile"
+	"ferrule/internal/cli"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 	"ferrule/internal/jws"
@@ -57,26 +58,26 @@ func (s *scopes) Set(scope string) error {
 }
 
 func authorizeInitFlags(e *env) {
-	e.flags.StringVar(&e.authorize.kind, "kind", "ed25519", "the `kind` of key: ed25519 or p256")
+	e.Flags.StringVar(&e.authorize.kind, "kind", "ed25519", "the `kind` of key: ed25519 or p256")
 	jsonFlag(e)
 }
 
 func authorizeFlags(e *env) {
 	o := &e.authorize
-	e.flags.StringVar(&o.key, "key", "", "the issuer's private key, a `file` of authorize init")
-	e.flags.StringVar(&o.device, "device", "", "the device's `id`; that of --certificate unless given")
-	e.flags.Var(&o.scopes, "scope", "what is allowed, as write:LINE/UNIT/POINT=0..50 or restart; a `scope` of docs/authorised-commands.md; may be repeated")
-	e.flags.DurationVar(&o.valid, "valid", 5*time.Minute, "how long the token is good, 15m at most")
-	e.flags.StringVar(&o.certificate, "certificate", "", "the device's certificate, a PEM `file`: the token is for its key")
-	e.flags.StringVar(&o.thumbprint, "thumbprint", "", "instead of --certificate: the `thumbprint` (RFC 7638) of the device's key")
-	e.flags.StringVar(&o.issuer, "issuer", "", "the `name` that goes into iss; the key's thumbprint unless given")
-	e.flags.StringVar(&o.args, "args", "", "allow these args alone: their `JSON` exactly as it will be sent")
+	e.Flags.StringVar(&o.key, "key", "", "the issuer's private key, a `file` of authorize init")
+	e.Flags.StringVar(&o.device, "device", "", "the device's `id`; that of --certificate unless given")
+	e.Flags.Var(&o.scopes, "scope", "what is allowed, as write:LINE/UNIT/POINT=0..50 or restart; a `scope` of docs/authorised-commands.md; may be repeated")
+	e.Flags.DurationVar(&o.valid, "valid", 5*time.Minute, "how long the token is good, 15m at most")
+	e.Flags.StringVar(&o.certificate, "certificate", "", "the device's certificate, a PEM `file`: the token is for its key")
+	e.Flags.StringVar(&o.thumbprint, "thumbprint", "", "instead of --certificate: the `thumbprint` (RFC 7638) of the device's key")
+	e.Flags.StringVar(&o.issuer, "issuer", "", "the `name` that goes into iss; the key's thumbprint unless given")
+	e.Flags.StringVar(&o.args, "args", "", "allow these args alone: their `JSON` exactly as it will be sent")
 	jsonFlag(e)
 }
 
 // runAuthorizeInit makes an issuer's key. Run again it changes nothing.
 func runAuthorizeInit(_ context.Context, e *env) error {
-	fsys, dir := disk.OS(), e.flags.Arg(0)
+	fsys, dir := disk.OS(), e.Flags.Arg(0)
 	if err := fsys.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("making an issuer: %w", err)
 	}
@@ -102,7 +103,7 @@ func runAuthorizeInit(_ context.Context, e *env) error {
 	if e.json {
 		return e.printJSON(map[string]string{"key": filepath.Join(dir, issuerKey), "public": public, "thumbprint": thumbprint})
 	}
-	fmt.Fprintf(e.stdout, "%s  keep it off every device\n%s  name it in authorize.issuers of the devices\nthumbprint %s\n",
+	fmt.Fprintf(e.Stdout, "%s  keep it off every device\n%s  name it in authorize.issuers of the devices\nthumbprint %s\n",
 		filepath.Join(dir, issuerKey), public, thumbprint)
 	return nil
 }
@@ -121,7 +122,7 @@ func makeIssuerKey(fsys disk.FS, dir, kind string) (key crypto.Signer, err error
 	case "p256":
 		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	default:
-		err = fmt.Errorf("%w: --kind %q is neither ed25519 nor p256", errUsage, kind)
+		err = fmt.Errorf("%w: --kind %q is neither ed25519 nor p256", cli.ErrUsage, kind)
 	}
 	if err != nil {
 		return nil, err
@@ -175,14 +176,14 @@ func readPEM(fsys disk.FS, path, kind string) ([]byte, error) {
 func runAuthorize(_ context.Context, e *env) error {
 	o := e.authorize
 	if o.key == "" || len(o.scopes) == 0 || (o.certificate == "") == (o.thumbprint == "") {
-		return hint.With(fmt.Errorf("%w: --key and --scope are needed, and either --certificate or --thumbprint", errUsage),
+		return hint.With(fmt.Errorf("%w: --key and --scope are needed, and either --certificate or --thumbprint", cli.ErrUsage),
 			"ferrule-factory authorize --key issuer.key --certificate device.crt --scope write:LINE/UNIT/POINT=0..50")
 	}
 	if err := readDevice(&o); err != nil {
 		return err
 	}
 	if o.device == "" {
-		return hint.With(fmt.Errorf("%w: --device is needed with --thumbprint", errUsage), "ferrule-factory authorize … --device ID")
+		return hint.With(fmt.Errorf("%w: --device is needed with --thumbprint", cli.ErrUsage), "ferrule-factory authorize … --device ID")
 	}
 	key, err := readIssuerKey(disk.OS(), o.key)
 	if err != nil {
@@ -202,7 +203,7 @@ func runAuthorize(_ context.Context, e *env) error {
 			Claims authorize.Claims `json:"claims"`
 		}{token, claims})
 	}
-	fmt.Fprintln(e.stdout, token)
+	fmt.Fprintln(e.Stdout, token)
 	return nil
 }
 

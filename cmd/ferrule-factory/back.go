@@ -12,6 +12,7 @@ import (
 
 	"ferrule/agent/enroll/peer"
 	"ferrule/agent/enroll/registrar"
+	"ferrule/internal/cli"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )
@@ -31,18 +32,18 @@ type backOptions struct {
 
 func backFlags(e *env) {
 	o := &e.issuing.back
-	e.flags.StringVar(&o.issuer, "issuer", registrar.LocalName, "`who` issues: local, step, est, or exec with -- COMMAND")
-	e.flags.StringVar(&o.roots, "issuer-roots", "", "PEM `file`: the roots of the issuer, for its own certificate and those it issues; not for local")
-	e.flags.StringVar(&o.stepURL, "step-url", "", "step-ca's `address`, https")
-	e.flags.StringVar(&o.stepProvisioner, "step-provisioner", "", "`name` of its provisioner of type JWK or X5C")
-	e.flags.StringVar(&o.stepKey, "step-key", "", "PEM `file` with the private key of a JWK provisioner")
-	e.flags.StringVar(&o.stepKeyID, "step-kid", "", "`id` of that key in ca.json (default its thumbprint)")
-	e.flags.StringVar(&o.stepCert, "step-x5c-cert", "", "PEM `file` with the chain for an X5C provisioner")
-	e.flags.StringVar(&o.stepCertKey, "step-x5c-key", "", "PEM `file` with its key")
-	e.flags.StringVar(&o.estURL, "est-url", "", "the EST server's `address`, https")
-	e.flags.StringVar(&o.estUser, "est-user", "", "`file` with user:password for it")
-	e.flags.StringVar(&o.estCert, "est-cert", "", "PEM `file` with the chain to show to it")
-	e.flags.StringVar(&o.estCertKey, "est-key", "", "PEM `file` with its key")
+	e.Flags.StringVar(&o.issuer, "issuer", registrar.LocalName, "`who` issues: local, step, est, or exec with -- COMMAND")
+	e.Flags.StringVar(&o.roots, "issuer-roots", "", "PEM `file`: the roots of the issuer, for its own certificate and those it issues; not for local")
+	e.Flags.StringVar(&o.stepURL, "step-url", "", "step-ca's `address`, https")
+	e.Flags.StringVar(&o.stepProvisioner, "step-provisioner", "", "`name` of its provisioner of type JWK or X5C")
+	e.Flags.StringVar(&o.stepKey, "step-key", "", "PEM `file` with the private key of a JWK provisioner")
+	e.Flags.StringVar(&o.stepKeyID, "step-kid", "", "`id` of that key in ca.json (default its thumbprint)")
+	e.Flags.StringVar(&o.stepCert, "step-x5c-cert", "", "PEM `file` with the chain for an X5C provisioner")
+	e.Flags.StringVar(&o.stepCertKey, "step-x5c-key", "", "PEM `file` with its key")
+	e.Flags.StringVar(&o.estURL, "est-url", "", "the EST server's `address`, https")
+	e.Flags.StringVar(&o.estUser, "est-user", "", "`file` with user:password for it")
+	e.Flags.StringVar(&o.estCert, "est-cert", "", "PEM `file` with the chain to show to it")
+	e.Flags.StringVar(&o.estCertKey, "est-key", "", "PEM `file` with its key")
 }
 
 // open returns the issuer and the roots that its chains lead to; nil: the CA of the directory.
@@ -52,10 +53,10 @@ func (o backOptions) open(command []string) (registrar.Issuer, *x509.CertPool, e
 		return nil, nil, nil
 	case "step", "est", "exec":
 	default:
-		return nil, nil, hint.With(fmt.Errorf("%w: --issuer %q is not known", errUsage, o.issuer), "it is local, step, est or exec")
+		return nil, nil, hint.With(fmt.Errorf("%w: --issuer %q is not known", cli.ErrUsage, o.issuer), "it is local, step, est or exec")
 	}
 	if o.roots == "" {
-		return nil, nil, hint.With(fmt.Errorf("%w: --issuer-roots is needed with --issuer %s", errUsage, o.issuer),
+		return nil, nil, hint.With(fmt.Errorf("%w: --issuer-roots is needed with --issuer %s", cli.ErrUsage, o.issuer),
 			"name the file with the roots that its certificates lead to: nothing else is handed to devices")
 	}
 	roots, err := readPool(o.roots)
@@ -77,10 +78,10 @@ func (o backOptions) open(command []string) (registrar.Issuer, *x509.CertPool, e
 func (o backOptions) step(roots *x509.CertPool) (registrar.Issuer, error) {
 	const usage = "--issuer step --step-url URL --step-provisioner NAME --step-key FILE, or --step-x5c-cert FILE and --step-x5c-key FILE"
 	if o.stepURL == "" || o.stepProvisioner == "" || (o.stepKey == "") == (o.stepCert == "") {
-		return nil, hint.With(fmt.Errorf("%w: step-ca's address, a provisioner, and either a key or a certificate are needed", errUsage), usage)
+		return nil, hint.With(fmt.Errorf("%w: step-ca's address, a provisioner, and either a key or a certificate are needed", cli.ErrUsage), usage)
 	}
 	if _, err := peer.ParseURL(o.stepURL); err != nil {
-		return nil, hint.With(fmt.Errorf("%w: --step-url: %w", errUsage, err), "write it as https://ca.example:443")
+		return nil, hint.With(fmt.Errorf("%w: --step-url: %w", cli.ErrUsage, err), "write it as https://ca.example:443")
 	}
 	s := &registrar.StepCA{URL: o.stepURL, Roots: roots, Provisioner: o.stepProvisioner, KeyID: o.stepKeyID}
 	var err error
@@ -94,11 +95,11 @@ func (o backOptions) step(roots *x509.CertPool) (registrar.Issuer, error) {
 
 func (o backOptions) est(roots *x509.CertPool) (registrar.Issuer, error) {
 	if o.estURL == "" || (o.estUser == "") == (o.estCert == "") {
-		return nil, hint.With(fmt.Errorf("%w: the EST server's address, and either a user or a certificate are needed", errUsage),
+		return nil, hint.With(fmt.Errorf("%w: the EST server's address, and either a user or a certificate are needed", cli.ErrUsage),
 			"--issuer est --est-url URL --est-user FILE, or --est-cert FILE and --est-key FILE")
 	}
 	if _, err := peer.ParseURL(o.estURL); err != nil {
-		return nil, hint.With(fmt.Errorf("%w: --est-url: %w", errUsage, err), "write it as https://est.example")
+		return nil, hint.With(fmt.Errorf("%w: --est-url: %w", cli.ErrUsage, err), "write it as https://est.example")
 	}
 	s := &registrar.EST{URL: o.estURL, Roots: roots}
 	var err error
@@ -119,7 +120,7 @@ func (o backOptions) est(roots *x509.CertPool) (registrar.Issuer, error) {
 
 func execOf(command []string) (registrar.Issuer, error) {
 	if len(command) == 0 || !filepath.IsAbs(command[0]) {
-		return nil, hint.With(fmt.Errorf("%w: --issuer exec needs a program by its whole path", errUsage), "--issuer exec -- /usr/local/bin/sign-device")
+		return nil, hint.With(fmt.Errorf("%w: --issuer exec needs a program by its whole path", cli.ErrUsage), "--issuer exec -- /usr/local/bin/sign-device")
 	}
 	return &registrar.Exec{Command: command}, nil
 }

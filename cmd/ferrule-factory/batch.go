@@ -198,11 +198,11 @@ func failed(device string, err error) batchLine {
 }
 
 func runBatchPlan(_ context.Context, e *env) error {
-	devices, err := readDevices(e.flags.Arg(0))
+	devices, err := readDevices(e.Flags.Arg(0))
 	if err != nil {
 		return err
 	}
-	b := batch{fsys: disk.OS(), dir: e.flags.Arg(1)}
+	b := batch{fsys: disk.OS(), dir: e.Flags.Arg(1)}
 	if err := disk.MakeFolder(b.fsys, b.dir); err != nil {
 		return fmt.Errorf("making the folder of the batch: %w", err)
 	}
@@ -210,11 +210,11 @@ func runBatchPlan(_ context.Context, e *env) error {
 }
 
 func runBatchIssue(ctx context.Context, e *env) error {
-	config, err := e.issuing.open("ferrule-factory batch issue --ca CA DIR", e.command)
+	config, err := e.issuing.open("ferrule-factory batch issue --ca CA DIR", e.Program)
 	if err != nil {
 		return err
 	}
-	b := batch{fsys: disk.OS(), dir: e.flags.Arg(0)}
+	b := batch{fsys: disk.OS(), dir: e.Flags.Arg(0)}
 	devices, err := b.devices()
 	if err != nil {
 		return err
@@ -227,7 +227,7 @@ func runBatchIssue(ctx context.Context, e *env) error {
 }
 
 func runBatchStatus(_ context.Context, e *env) error {
-	b := batch{fsys: disk.OS(), dir: e.flags.Arg(0)}
+	b := batch{fsys: disk.OS(), dir: e.Flags.Arg(0)}
 	devices, err := b.devices()
 	if err != nil {
 		return err
@@ -239,7 +239,7 @@ func runBatchStatus(_ context.Context, e *env) error {
 // JSON lines at once, or a table at the end. One that fails does not stop the rest; the error
 // is that there was one.
 func eachDevice(e *env, devices []string, do func(device string) (batchLine, error)) error {
-	shown := newProgress(e.stderr, len(devices))
+	shown := newProgress(e.Stderr, len(devices))
 	counts := make(map[string]int)
 	var lines []batchLine
 	for _, device := range devices {
@@ -270,7 +270,7 @@ func eachDevice(e *env, devices []string, do func(device string) (batchLine, err
 }
 
 func printBatch(e *env, lines []batchLine, counts map[string]int) error {
-	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	table := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "DEVICE\tSTATE\tSERIAL\tREASON")
 	for _, l := range lines {
 		reason := l.Error
@@ -288,6 +288,6 @@ func printBatch(e *env, lines []batchLine, counts map[string]int) error {
 			words = append(words, fmt.Sprintf("%d %s", counts[state], state))
 		}
 	}
-	_, err := fmt.Fprintf(e.stdout, "%d devices: %s\n", len(lines), strings.Join(words, ", "))
+	_, err := fmt.Fprintf(e.Stdout, "%d devices: %s\n", len(lines), strings.Join(words, ", "))
 	return err
 }

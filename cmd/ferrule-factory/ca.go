@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"ferrule/agent/enroll/registrar/ca"
+	"ferrule/internal/cli"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )
@@ -35,19 +36,19 @@ func (h *hosts) Set(host string) error {
 }
 
 func caFlags(e *env) {
-	e.flags.StringVar(&e.ca.name, "name", "Ferrule factory", "the `name` that the CA's certificates bear")
-	e.flags.Var(&e.ca.hosts, "host", "a DNS `name` or address of broker and registrar; may be repeated (default localhost and 127.0.0.1)")
+	e.Flags.StringVar(&e.ca.name, "name", "Ferrule factory", "the `name` that the CA's certificates bear")
+	e.Flags.Var(&e.ca.hosts, "host", "a DNS `name` or address of broker and registrar; may be repeated (default localhost and 127.0.0.1)")
 	jsonFlag(e)
 }
 
 func serverFlags(e *env) {
-	e.flags.StringVar(&e.ca.name, "name", "", "the file `name`: NAME.crt and NAME.key")
-	e.flags.Var(&e.ca.hosts, "host", "a DNS `name` or address of the server; may be repeated")
+	e.Flags.StringVar(&e.ca.name, "name", "", "the file `name`: NAME.crt and NAME.key")
+	e.Flags.Var(&e.ca.hosts, "host", "a DNS `name` or address of the server; may be repeated")
 	jsonFlag(e)
 }
 
 func runCAInit(_ context.Context, e *env) error {
-	dir := e.flags.Arg(0)
+	dir := e.Flags.Arg(0)
 	authority, err := ca.Init(disk.OS(), dir, e.ca.name)
 	if err != nil {
 		return err
@@ -60,7 +61,7 @@ func runCAInit(_ context.Context, e *env) error {
 	if e.json {
 		return e.printJSON(map[string]any{"dir": dir, "root": filepath.Join(dir, "root.crt"), "root_sha256": fingerprint(authority.Root())})
 	}
-	fmt.Fprintf(e.stdout, `CA ready in %[1]s
+	fmt.Fprintf(e.Stdout, `CA ready in %[1]s
   root.crt       give it to devices and brokers as the root they trust
   device-ca.crt  signs devices; brokers that do not follow chains need it too
   broker.crt     and broker.key, for the broker
@@ -71,9 +72,9 @@ Keep root.key and device-ca.key where nobody else reads them.
 
 func runCAServer(_ context.Context, e *env) error {
 	if e.ca.name == "" || len(e.ca.hosts) == 0 {
-		return hint.With(fmt.Errorf("%w: --name and --host are needed", errUsage), "ferrule-factory ca server DIR --name broker2 --host broker2.example")
+		return hint.With(fmt.Errorf("%w: --name and --host are needed", cli.ErrUsage), "ferrule-factory ca server DIR --name broker2 --host broker2.example")
 	}
-	dir := e.flags.Arg(0)
+	dir := e.Flags.Arg(0)
 	authority, err := ca.Open(disk.OS(), dir)
 	if err != nil {
 		return err

@@ -28,7 +28,7 @@ type issuedRecord struct {
 
 // runRecords prints what a batch record needs of every issued certificate, JSON lines.
 func runRecords(_ context.Context, e *env) error {
-	_, book, err := openCA(e.flags.Arg(0))
+	_, book, err := openCA(e.Flags.Arg(0))
 	if err != nil {
 		return err
 	}
@@ -46,16 +46,16 @@ func runRecords(_ context.Context, e *env) error {
 }
 
 func runDevices(_ context.Context, e *env) error {
-	_, book, err := openCA(e.flags.Arg(0))
+	_, book, err := openCA(e.Flags.Arg(0))
 	if err != nil {
 		return err
 	}
 	var devices []records.Device
 	var damaged error
-	if id := e.flags.Arg(1); id != "" {
+	if id := e.Flags.Arg(1); id != "" {
 		d, err := book.Device(id)
 		if errors.Is(err, records.ErrUnknown) {
-			return hint.With(err, "see: ferrule-factory devices "+e.flags.Arg(0))
+			return hint.With(err, "see: ferrule-factory devices "+e.Flags.Arg(0))
 		}
 		if err != nil {
 			return err
@@ -72,11 +72,11 @@ func runDevices(_ context.Context, e *env) error {
 		}
 		return cmp.Or(printLines(e, devices), damaged)
 	}
-	return cmp.Or(printDevices(e, devices, e.flags.NArg() == 2), damaged)
+	return cmp.Or(printDevices(e, devices, e.Flags.NArg() == 2), damaged)
 }
 
 func printDevices(e *env, devices []records.Device, whole bool) error {
-	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	table := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "DEVICE\tKEY\tEK\tCERTIFICATE\tUNTIL\tSTATE")
 	for _, d := range devices {
 		for n, c := range d.Certificates {
@@ -131,16 +131,16 @@ func printable(s string) string {
 }
 
 func revokeFlags(e *env) {
-	e.flags.BoolVar(&e.release, "release", false, "free the device's TPM and id: the TPM may become another device, and the id another board")
+	e.Flags.BoolVar(&e.release, "release", false, "free the device's TPM and id: the TPM may become another device, and the id another board")
 	jsonFlag(e)
 }
 
 func runRevoke(ctx context.Context, e *env) error {
-	authority, book, err := openCA(e.flags.Arg(0))
+	authority, book, err := openCA(e.Flags.Arg(0))
 	if err != nil {
 		return err
 	}
-	revoked, err := revoke(ctx, book, e.flags.Arg(1), e.release)
+	revoked, err := revoke(ctx, book, e.Flags.Arg(1), e.release)
 	if err != nil {
 		return err
 	}
@@ -151,12 +151,12 @@ func runRevoke(ctx context.Context, e *env) error {
 		return e.printJSON(revoked)
 	}
 	for _, serial := range revoked.Serials {
-		fmt.Fprintf(e.stdout, "%s: certificate %s is revoked\n", revoked.Device, serial)
+		fmt.Fprintf(e.Stdout, "%s: certificate %s is revoked\n", revoked.Device, serial)
 	}
 	if revoked.Released != "" {
-		fmt.Fprintf(e.stdout, "%s: the TPM with EK %.16s… is free\n", revoked.Device, revoked.Released)
+		fmt.Fprintf(e.Stdout, "%s: the TPM with EK %.16s… is free\n", revoked.Device, revoked.Released)
 	}
-	fmt.Fprintf(e.stdout, "Give %s to the brokers; a CA behind the registrar has to be told by itself.\n", "device-ca.crl")
+	fmt.Fprintf(e.Stdout, "Give %s to the brokers; a CA behind the registrar has to be told by itself.\n", "device-ca.crl")
 	return nil
 }
 

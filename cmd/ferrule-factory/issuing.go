@@ -7,6 +7,7 @@ import (
 
 	"ferrule/agent/enroll/registrar"
 	"ferrule/agent/enroll/registrar/ca"
+	"ferrule/internal/cli"
 	"ferrule/internal/hint"
 	"ferrule/tpm/attest"
 )
@@ -23,11 +24,11 @@ type issuingOptions struct {
 
 func issuingFlags(e *env) {
 	o := &e.issuing
-	e.flags.StringVar(&o.ca, "ca", "", "the CA's `directory`")
-	e.flags.DurationVar(&o.life, "life", 0, fmt.Sprintf("how long the CA's certificates live (default %v, with --factory %v)", ca.DeviceLife, ca.FactoryLife))
-	e.flags.BoolVar(&o.factory, "factory", false, "issue factory certificates (IDevID)")
-	e.flags.StringVar(&o.tpmRoots, "tpm-roots", "", "PEM `file`, or folder of files, with the certificates of the TPMs' makers")
-	e.flags.BoolVar(&o.firstUse, "trust-ek-on-first-use", false, "take TPMs without a maker's certificate as they come; recorded so")
+	e.Flags.StringVar(&o.ca, "ca", "", "the CA's `directory`")
+	e.Flags.DurationVar(&o.life, "life", 0, fmt.Sprintf("how long the CA's certificates live (default %v, with --factory %v)", ca.DeviceLife, ca.FactoryLife))
+	e.Flags.BoolVar(&o.factory, "factory", false, "issue factory certificates (IDevID)")
+	e.Flags.StringVar(&o.tpmRoots, "tpm-roots", "", "PEM `file`, or folder of files, with the certificates of the TPMs' makers")
+	e.Flags.BoolVar(&o.firstUse, "trust-ek-on-first-use", false, "take TPMs without a maker's certificate as they come; recorded so")
 	backFlags(e)
 	jsonFlag(e)
 }
@@ -35,7 +36,7 @@ func issuingFlags(e *env) {
 // open reads what the flags name. usage is the hint where one is missing.
 func (o issuingOptions) open(usage string, command []string) (registrar.Config, error) {
 	if o.ca == "" || o.life < 0 {
-		return registrar.Config{}, hint.With(fmt.Errorf("%w: --ca is needed, and --life above zero", errUsage), usage)
+		return registrar.Config{}, hint.With(fmt.Errorf("%w: --ca is needed, and --life above zero", cli.ErrUsage), usage)
 	}
 	authority, book, err := openCA(o.ca)
 	if err != nil {

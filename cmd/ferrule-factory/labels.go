@@ -42,7 +42,7 @@ type label struct {
 // runLabels prints a page of labels for a file of records.
 func runLabels(_ context.Context, e *env) error {
 	input := io.Reader(os.Stdin)
-	if name := e.flags.Arg(0); name != "-" {
+	if name := e.Flags.Arg(0); name != "-" {
 		file, err := os.Open(name)
 		if err != nil {
 			return hint.With(fmt.Errorf("reading the records: %w", err), "write them first: ferrule-factory records DIR > records.jsonl")
@@ -61,7 +61,7 @@ func runLabels(_ context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	out := bufio.NewWriter(e.stdout)
+	out := bufio.NewWriter(e.Stdout)
 	if err := page.Execute(out, slices.Collect(slices.Chunk(labels, perPage))); err != nil {
 		return fmt.Errorf("writing the labels: %w", err)
 	}

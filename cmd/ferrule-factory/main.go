@@ -5,28 +5,13 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"flag"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
 
-	"ferrule/internal/hint"
+	"ferrule/internal/cli"
 )
-
-// Exit codes.
-const (
-	exitDone   = 0
-	exitFailed = 1
-	exitUsage  = 2
-)
-
-// errUsage says that a flag is missing or has no sense.
-var errUsage = errors.New("the command line is wrong")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -35,53 +20,47 @@ func main() {
 	os.Exit(code)
 }
 
-// command is one row of the command line: its words, its arguments and flags, what it does.
-type command struct {
-	words   string
-	args    string
-	summary string
-	flags   func(*env)
-	run     func(context.Context, *env) error
-}
-
-func (c command) synopsis() string { return strings.TrimSpace(c.words + " " + c.args) }
-
-func table() []command {
-	return []command{
-		{"ca init", "DIR", "make the CA: root, device CA, certificates for broker and registrar; safe to run again", caFlags, runCAInit},
-		{"ca server", "DIR", "make one more server certificate", serverFlags, runCAServer},
-		{"token add", "DIR", "make a one-time token for a device", tokenFlags, runTokenAdd},
-		{"token list", "DIR", "list tokens and what came of them", jsonFlag, runTokenList},
-		{"registrar", "[-- COMMAND]", "check the evidence of devices and hand out their certificates", registrarFlags, runRegistrar},
-		{"devices", "DIR [ID]", "list devices, their TPMs and certificates; or all of one", jsonFlag, runDevices},
-		{"revoke", "DIR DEVICE|SERIAL", "take certificates back, and write the list for brokers", revokeFlags, runRevoke},
-		{"batch plan", "DEVICES.csv DIR", "make the orders of devices that are enrolled by files; safe to run again", jsonFlag, runBatchPlan},
-		{"batch issue", "DIR [-- COMMAND]", "check the evidence that came back, and write the deliveries; safe to run again", issuingFlags, runBatchIssue},
-		{"batch status", "DIR", "how far each device of a batch is", jsonFlag, runBatchStatus},
-		{"labels", "RECORDS.jsonl", "print labels with QR codes, an HTML page for A4 sheets of 3 × 8", jsonFlag, runLabels},
-		{"authorize init", "DIR", "make the key of one who authorises commands; safe to run again", authorizeInitFlags, runAuthorizeInit},
-		{"authorize", "", "print a token that lets one command of one device act", authorizeFlags, runAuthorize},
-		{"records", "DIR", "print one JSON line for every certificate issued", jsonFlag, runRecords},
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	tool := cli.Tool[*env]{
+		Name:  "ferrule-factory",
+		About: "makes gateways into enrolled devices.",
+		More:  "The whole line, step by step: docs/factory.md.",
+		Env:   func(c *cli.Call) *env { return &env{Call: c} },
+		Table: []cli.Command[*env]{
+			{Words: "ca init", Args: "DIR", Summary: "make the CA: root, device CA, certificates for broker and registrar; safe to run again", Flags: caFlags, Run: runCAInit},
+			{Words: "ca server", Args: "DIR", Summary: "make one more server certificate", Flags: serverFlags, Run: runCAServer},
+			{Words: "token add", Args: "DIR", Summary: "make a one-time token for a device", Flags: tokenFlags, Run: runTokenAdd},
+			{Words: "token list", Args: "DIR", Summary: "list tokens and what came of them", Flags: jsonFlag, Run: runTokenList},
+			{Words: "registrar", Args: "[-- COMMAND]", Summary: "check the evidence of devices and hand out their certificates", Flags: registrarFlags, Run: runRegistrar},
+			{Words: "devices", Args: "DIR [ID]", Summary: "list devices, their TPMs and certificates; or all of one", Flags: jsonFlag, Run: runDevices},
+			{Words: "revoke", Args: "DIR DEVICE|SERIAL", Summary: "take certificates back, and write the list for brokers", Flags: revokeFlags, Run: runRevoke},
+			{Words: "batch plan", Args: "DEVICES.csv DIR", Summary: "make the orders of devices that are enrolled by files; safe to run again", Flags: jsonFlag, Run: runBatchPlan},
+			{Words: "batch issue", Args: "DIR [-- COMMAND]", Summary: "check the evidence that came back, and write the deliveries; safe to run again", Flags: issuingFlags, Run: runBatchIssue},
+			{Words: "batch status", Args: "DIR", Summary: "how far each device of a batch is", Flags: jsonFlag, Run: runBatchStatus},
+			{Words: "labels", Args: "RECORDS.jsonl", Summary: "print labels with QR codes, an HTML page for A4 sheets of 3 × 8", Flags: jsonFlag, Run: runLabels},
+			{Words: "authorize init", Args: "DIR", Summary: "make the key of one who authorises commands; safe to run again", Flags: authorizeInitFlags, Run: runAuthorizeInit},
+			{Words: "authorize", Args: "", Summary: "print a token that lets one command of one device act", Flags: authorizeFlags, Run: runAuthorize},
+			{Words: "records", Args: "DIR", Summary: "print one JSON line for every certificate issued", Flags: jsonFlag, Run: runRecords},
+		},
 	}
+	return tool.Run(ctx, args, stdout, stderr)
 }
 
 // env is what a command gets.
 type env struct {
-	flags          *flag.FlagSet
-	stdout, stderr io.Writer
-	json           bool
-	ca             caOptions
-	token          tokenOptions
-	issuing        issuingOptions
-	registrar      registrarOptions
-	release        bool
-	authorize      authorizeOptions
-	command        []string // what stands behind --
+	*cli.Call
+	json      bool
+	ca        caOptions
+	token     tokenOptions
+	issuing   issuingOptions
+	registrar registrarOptions
+	release   bool
+	authorize authorizeOptions
 }
 
-func jsonFlag(e *env) { e.flags.BoolVar(&e.json, "json", false, "print JSON for machines") }
+func jsonFlag(e *env) { e.Flags.BoolVar(&e.json, "json", false, "print JSON for machines") }
 
-func (e *env) printJSON(v any) error { return json.NewEncoder(e.stdout).Encode(v) }
+func (e *env) printJSON(v any) error { return json.NewEncoder(e.Stdout).Encode(v) }
 
 // printLines prints JSON lines.
 func printLines[T any](e *env, lines []T) error {
@@ -91,109 +70,4 @@ func printLines[T any](e *env, lines []T) error {
 		}
 	}
 	return nil
-}
-
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
-		usage(stdout)
-		return exitDone
-	}
-	for _, c := range table() {
-		words := strings.Fields(c.words)
-		if len(args) >= len(words) && strings.Join(args[:len(words)], " ") == c.words {
-			return runCommand(ctx, c, args[len(words):], stdout, stderr)
-		}
-	}
-	fmt.Fprintf(stderr, "ferrule-factory: error: there is no command %q\nferrule-factory: hint: run: ferrule-factory help\n", args[0])
-	return exitUsage
-}
-
-func runCommand(ctx context.Context, c command, args []string, stdout, stderr io.Writer) int {
-	e := &env{flags: flag.NewFlagSet(c.words, flag.ContinueOnError), stdout: stdout, stderr: stderr}
-	e.flags.SetOutput(io.Discard) // mistakes are printed once, in our own form
-	if c.flags != nil {
-		c.flags(e)
-	}
-	args, e.command = splitCommand(c, args)
-	err := parseFlags(e.flags, args)
-	if errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintf(stdout, "ferrule-factory %s [flags]\n  %s\n\n", c.synopsis(), c.summary)
-		e.flags.SetOutput(stdout)
-		e.flags.PrintDefaults()
-		return exitDone
-	}
-	if least, most := arity(c.args); err == nil && (e.flags.NArg() < least || e.flags.NArg() > most) {
-		err = fmt.Errorf("%s takes %s beside its flags, not %d", c.words, arguments(least, most), e.flags.NArg())
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "ferrule-factory: error: %v\nferrule-factory: hint: usage: ferrule-factory %s [flags]\n", err, c.synopsis())
-		return exitUsage
-	}
-	if err := c.run(ctx, e); err != nil {
-		fmt.Fprintf(stderr, "ferrule-factory: error: %v\n", err)
-		if h := hint.Of(err); h != "" {
-			fmt.Fprintf(stderr, "ferrule-factory: hint: %s\n", h)
-		}
-		if errors.Is(err, errUsage) {
-			return exitUsage
-		}
-		return exitFailed
-	}
-	return exitDone
-}
-
-// arity is how many arguments a command takes beside its flags: of "DIR [ID]" one or two.
-func arity(args string) (least, most int) {
-	for _, word := range strings.Fields(args) {
-		if word == "[--" {
-			break
-		}
-		most++
-		if word[0] != '[' {
-			least++
-		}
-	}
-	return least, most
-}
-
-func arguments(least, most int) string {
-	if least == most {
-		return fmt.Sprintf("%d arguments", most)
-	}
-	return fmt.Sprintf("%d to %d arguments", least, most)
-}
-
-// splitCommand takes off a program of the user's, which stands behind --.
-func splitCommand(c command, args []string) (own, program []string) {
-	n := slices.Index(args, "--")
-	if n < 0 || !strings.Contains(c.args, "[-- ") {
-		return args, nil
-	}
-	return args[:n], args[n+1:]
-}
-
-// parseFlags accepts flags before, between and after the arguments, as people type them.
-func parseFlags(flags *flag.FlagSet, args []string) error {
-	var positional []string
-	for {
-		if err := flags.Parse(args); err != nil {
-			return err
-		}
-		rest := flags.Args()
-		for len(rest) > 0 && (!strings.HasPrefix(rest[0], "-") || rest[0] == "-") {
-			positional, rest = append(positional, rest[0]), rest[1:]
-		}
-		if len(rest) == 0 {
-			return flags.Parse(append([]string{"--"}, positional...))
-		}
-		args = rest
-	}
-}
-
-func usage(w io.Writer) {
-	fmt.Fprint(w, "ferrule-factory makes gateways into enrolled devices.\n\n")
-	for _, c := range table() {
-		fmt.Fprintf(w, "  ferrule-factory %-22s %s\n", c.synopsis()+" [flags]", c.summary)
-	}
-	fmt.Fprint(w, "\nEvery command has --help. The whole line, step by step: docs/factory.md.\n")
 }

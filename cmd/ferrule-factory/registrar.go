@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"ferrule/agent/enroll/registrar"
+	"ferrule/internal/cli"
 	"ferrule/internal/hint"
 )
 
@@ -20,21 +21,21 @@ type registrarOptions struct {
 
 func registrarFlags(e *env) {
 	issuingFlags(e)
-	e.flags.StringVar(&e.registrar.listen, "listen", ":8443", "the `address` to listen on; port 0 takes a free one")
-	e.flags.StringVar(&e.registrar.log, "log", "text", "form of the log: text or json")
-	e.flags.BoolVar(&e.registrar.software, "allow-software-keys", false, "let devices in that prove no TPM; they are recorded as weak")
-	e.flags.BoolVar(&e.registrar.noReturn, "no-return", false, "refuse a device that shows nothing but the TPM it was enrolled with")
-	e.flags.StringVar(&e.registrar.factory, "factory-ca", "", "PEM `file`: devices with a factory certificate of this authority get their first certificate by it")
+	e.Flags.StringVar(&e.registrar.listen, "listen", ":8443", "the `address` to listen on; port 0 takes a free one")
+	e.Flags.StringVar(&e.registrar.log, "log", "text", "form of the log: text or json")
+	e.Flags.BoolVar(&e.registrar.software, "allow-software-keys", false, "let devices in that prove no TPM; they are recorded as weak")
+	e.Flags.BoolVar(&e.registrar.noReturn, "no-return", false, "refuse a device that shows nothing but the TPM it was enrolled with")
+	e.Flags.StringVar(&e.registrar.factory, "factory-ca", "", "PEM `file`: devices with a factory certificate of this authority get their first certificate by it")
 }
 
 func logger(e *env) (*slog.Logger, error) {
 	switch e.registrar.log {
 	case "text":
-		return slog.New(slog.NewTextHandler(e.stderr, nil)), nil
+		return slog.New(slog.NewTextHandler(e.Stderr, nil)), nil
 	case "json":
-		return slog.New(slog.NewJSONHandler(e.stderr, nil)), nil
+		return slog.New(slog.NewJSONHandler(e.Stderr, nil)), nil
 	}
-	return nil, hint.With(fmt.Errorf("%w: --log %q is not known", errUsage, e.registrar.log), "it is text or json")
+	return nil, hint.With(fmt.Errorf("%w: --log %q is not known", cli.ErrUsage, e.registrar.log), "it is text or json")
 }
 
 func runRegistrar(ctx context.Context, e *env) error {
@@ -42,7 +43,7 @@ func runRegistrar(ctx context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	config, err := e.issuing.open("ferrule-factory registrar --ca DIR", e.command)
+	config, err := e.issuing.open("ferrule-factory registrar --ca DIR", e.Program)
 	if err != nil {
 		return err
 	}
@@ -66,7 +67,7 @@ func runRegistrar(ctx context.Context, e *env) error {
 			return err
 		}
 	} else {
-		fmt.Fprintf(e.stdout, "registrar listens on https://%s\n", listener.Addr())
+		fmt.Fprintf(e.Stdout, "registrar listens on https://%s\n", listener.Addr())
 	}
 	return r.Serve(ctx, listener)
 }

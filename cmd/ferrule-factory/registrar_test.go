@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"ferrule/agent/enroll"
+	"ferrule/internal/cli"
 )
 
 // printed collects what a command prints while it runs.
@@ -42,7 +43,7 @@ func (p *printed) String() string {
 func must(t *testing.T, args ...string) string {
 	t.Helper()
 	var out, errs printed
-	if code := run(t.Context(), args, &out, &errs); code != exitDone {
+	if code := run(t.Context(), args, &out, &errs); code != cli.ExitDone {
 		t.Fatalf("%v: exit code %d\n%s", args, code, &errs)
 	}
 	return out.String()
@@ -77,7 +78,7 @@ func TestRegistrar(t *testing.T) {
 		t.Errorf("device %q", result.Device)
 	}
 	cancel()
-	if code := <-ended; code != exitDone {
+	if code := <-ended; code != cli.ExitDone {
 		t.Errorf("told to end, it exits with %d: %s", code, &log)
 	}
 	var record struct {

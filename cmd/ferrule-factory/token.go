@@ -9,6 +9,7 @@ import (
 
 	"ferrule/agent/enroll/registrar/ca"
 	"ferrule/agent/enroll/registrar/records"
+	"ferrule/internal/cli"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )
@@ -20,16 +21,16 @@ type tokenOptions struct {
 }
 
 func tokenFlags(e *env) {
-	e.flags.StringVar(&e.token.device, "device", "", "the device's `id`: letters, digits and . _ -")
-	e.flags.DurationVar(&e.token.valid, "valid", time.Hour, "how long the token may be redeemed")
+	e.Flags.StringVar(&e.token.device, "device", "", "the device's `id`: letters, digits and . _ -")
+	e.Flags.DurationVar(&e.token.valid, "valid", time.Hour, "how long the token may be redeemed")
 	jsonFlag(e)
 }
 
 func runTokenAdd(_ context.Context, e *env) error {
 	if e.token.device == "" || e.token.valid <= 0 {
-		return hint.With(fmt.Errorf("%w: --device is needed, and --valid above zero", errUsage), "ferrule-factory token add DIR --device ID")
+		return hint.With(fmt.Errorf("%w: --device is needed, and --valid above zero", cli.ErrUsage), "ferrule-factory token add DIR --device ID")
 	}
-	_, book, err := openCA(e.flags.Arg(0))
+	_, book, err := openCA(e.Flags.Arg(0))
 	if err != nil {
 		return err
 	}
@@ -42,12 +43,12 @@ func runTokenAdd(_ context.Context, e *env) error {
 			"device": e.token.device, "token": token, "expires": time.Now().Add(e.token.valid).UTC().Format(time.RFC3339),
 		})
 	}
-	fmt.Fprintln(e.stdout, token)
+	fmt.Fprintln(e.Stdout, token)
 	return nil
 }
 
 func runTokenList(_ context.Context, e *env) error {
-	_, book, err := openCA(e.flags.Arg(0))
+	_, book, err := openCA(e.Flags.Arg(0))
 	if err != nil {
 		return err
 	}
@@ -55,7 +56,7 @@ func runTokenList(_ context.Context, e *env) error {
 	if e.json {
 		return cmp.Or(printLines(e, grants), damaged)
 	}
-	table := tabwriter.NewWriter(e.stdout, 0, 0, 2, ' ', 0)
+	table := tabwriter.NewWriter(e.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "DEVICE\tADDED\tSTATE")
 	for _, g := range grants {
 		state := "open until " + g.Expires.Format(time.RFC3339)

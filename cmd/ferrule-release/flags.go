@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ferrule/firmware/bundle"
+	"ferrule/internal/cli"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )
@@ -82,9 +83,9 @@ func duration(text string) (time.Duration, error) {
 // repository opens the repository that is the first argument. While write is set, no other program
 // may write it; release is to be called at the end.
 func (e *env) repository(write bool) (r *bundle.Repository, release func() error, err error) {
-	dir := e.flags.Arg(0)
+	dir := e.Flags.Arg(0)
 	release = func() error { return nil }
-	p := newProgress(e.stderr)
+	p := newProgress(e.Stderr)
 	if r, err = bundle.Open(bundle.Options{FS: disk.OS(), Dir: dir, Now: e.now, Progress: p.show}); err != nil || !write {
 		return r, release, err
 	}
@@ -93,20 +94,20 @@ func (e *env) repository(write bool) (r *bundle.Repository, release func() error
 }
 
 func keysFlag(e *env) {
-	e.flags.Var(&e.keys.keys, "keys", "a `path` of a key, or a folder of *.pem; may be repeated")
+	e.Flags.Var(&e.keys.keys, "keys", "a `path` of a key, or a folder of *.pem; may be repeated")
 }
 
 // loadKeys reads the keys of --keys, and of --root.
 func (e *env) loadKeys() (bundle.Keys, error) {
 	paths := append(append([]string{}, e.keys.keys...), e.keys.root...)
 	if len(paths) == 0 {
-		return nil, hint.With(fmt.Errorf("%w: --keys is needed", errUsage), "--keys FOLDER, which keys init has made")
+		return nil, hint.With(fmt.Errorf("%w: --keys is needed", cli.ErrUsage), "--keys FOLDER, which keys init has made")
 	}
 	return bundle.LoadKeys(disk.OS(), paths...)
 }
 
 func allowFlag(e *env, allow *bundle.Allow) {
-	e.flags.Func("allow", "what is refused otherwise: `lower-security` or security-jump; may be repeated", func(text string) error {
+	e.Flags.Func("allow", "what is refused otherwise: `lower-security` or security-jump; may be repeated", func(text string) error {
 		switch text {
 		case "lower-security":
 			allow.LowerSecurity = true

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ferrule/firmware/bundle"
+	"ferrule/internal/cli"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )
@@ -27,19 +28,19 @@ type keyOptions struct {
 
 func initFlags(e *env) {
 	e.keys.quorums.parse, e.keys.expires.parse = quorum, duration
-	e.flags.Var(&e.keys.keys, "keys", "the `folder` for the keys of targets, snapshot and timestamp")
-	e.flags.Var(&e.keys.root, "root", "the `folder` for the root's keys: on a medium that is kept offline")
-	e.flags.StringVar(&e.keys.kind, "kind", bundle.Ed25519, "the keys' `kind`: ed25519 or p256")
-	e.flags.Var(&e.keys.quorums, "threshold", "`ROLE=N` for N keys that all sign, ROLE=N/M for N of M; may be repeated (default 1)")
-	e.flags.Var(&e.keys.expires, "expires", "`ROLE=TIME` a signature holds; may be repeated (default root=1095d targets=365d snapshot=30d timestamp=14d)")
-	e.flags.IntVar(&e.keys.deltas, "deltas", 3, "to how many older releases a bundle makes deltas")
+	e.Flags.Var(&e.keys.keys, "keys", "the `folder` for the keys of targets, snapshot and timestamp")
+	e.Flags.Var(&e.keys.root, "root", "the `folder` for the root's keys: on a medium that is kept offline")
+	e.Flags.StringVar(&e.keys.kind, "kind", bundle.Ed25519, "the keys' `kind`: ed25519 or p256")
+	e.Flags.Var(&e.keys.quorums, "threshold", "`ROLE=N` for N keys that all sign, ROLE=N/M for N of M; may be repeated (default 1)")
+	e.Flags.Var(&e.keys.expires, "expires", "`ROLE=TIME` a signature holds; may be repeated (default root=1095d targets=365d snapshot=30d timestamp=14d)")
+	e.Flags.IntVar(&e.keys.deltas, "deltas", 3, "to how many older releases a bundle makes deltas")
 	jsonFlag(e)
 }
 
 func runKeysInit(_ context.Context, e *env) error {
-	dir := e.flags.Arg(0)
+	dir := e.Flags.Arg(0)
 	if len(e.keys.keys) != 1 || len(e.keys.root) != 1 {
-		return hint.With(fmt.Errorf("%w: --keys and --root are needed, once each", errUsage), "ferrule-release keys init REPO --keys KEYS --root /media/stick/root")
+		return hint.With(fmt.Errorf("%w: --keys and --root are needed, once each", cli.ErrUsage), "ferrule-release keys init REPO --keys KEYS --root /media/stick/root")
 	}
 	if err := checkKind(e.keys.kind); err != nil {
 		return err
@@ -59,7 +60,7 @@ func runKeysInit(_ context.Context, e *env) error {
 	if e.json {
 		return e.printJSON(map[string]any{"repository": dir, "root": root, "keys": e.keys.keys[0], "root_keys": e.keys.root[0]})
 	}
-	fmt.Fprintf(e.stdout, `repository ready in %s
+	fmt.Fprintf(e.Stdout, `repository ready in %s
   %s  give it to devices as the root they trust
   %s  signs releases: keep it with whoever releases
   %s  signs other keys: copy it, take it offline, and bring it back for keys rotate
@@ -69,7 +70,7 @@ func runKeysInit(_ context.Context, e *env) error {
 
 func checkKind(kind string) error {
 	if kind != bundle.Ed25519 && kind != bundle.P256 {
-		return fmt.Errorf("%w: --kind %q is neither ed25519 nor p256", errUsage, kind)
+		return fmt.Errorf("%w: --kind %q is neither ed25519 nor p256", cli.ErrUsage, kind)
 	}
 	return nil
 }
@@ -77,12 +78,12 @@ func checkKind(kind string) error {
 func rotateFlags(e *env) {
 	e.keys.quorums.parse = quorum
 	keysFlag(e)
-	e.flags.Var(&e.keys.root, "root", "a `path` of a root key, or their folder; may be repeated")
-	e.flags.StringVar(&e.keys.role, "role", "", "the `role` whose keys are replaced: root, targets, snapshot, timestamp (default none: the root is signed anew for its time)")
-	e.flags.Var(&e.keys.drop, "drop", "only the key whose `id` begins so; may be repeated (default all of the role)")
-	e.flags.StringVar(&e.keys.to, "to", "", "the `folder` for the new keys (default where the old ones are, if that is one folder)")
-	e.flags.StringVar(&e.keys.kind, "kind", bundle.Ed25519, "the new keys' `kind`: ed25519 or p256")
-	e.flags.Var(&e.keys.quorums, "threshold", "`ROLE=N` or ROLE=N/M from now on (default as before)")
+	e.Flags.Var(&e.keys.root, "root", "a `path` of a root key, or their folder; may be repeated")
+	e.Flags.StringVar(&e.keys.role, "role", "", "the `role` whose keys are replaced: root, targets, snapshot, timestamp (default none: the root is signed anew for its time)")
+	e.Flags.Var(&e.keys.drop, "drop", "only the key whose `id` begins so; may be repeated (default all of the role)")
+	e.Flags.StringVar(&e.keys.to, "to", "", "the `folder` for the new keys (default where the old ones are, if that is one folder)")
+	e.Flags.StringVar(&e.keys.kind, "kind", bundle.Ed25519, "the new keys' `kind`: ed25519 or p256")
+	e.Flags.Var(&e.keys.quorums, "threshold", "`ROLE=N` or ROLE=N/M from now on (default as before)")
 	jsonFlag(e)
 }
 
@@ -91,7 +92,7 @@ func runKeysRotate(_ context.Context, e *env) error {
 		return err
 	}
 	if len(e.keys.root) == 0 {
-		return hint.With(fmt.Errorf("%w: --root is needed", errUsage), "the root's keys sign which keys are good: --root FOLDER")
+		return hint.With(fmt.Errorf("%w: --root is needed", cli.ErrUsage), "the root's keys sign which keys are good: --root FOLDER")
 	}
 	to, err := e.newKeys()
 	if err != nil {
@@ -118,7 +119,7 @@ func runKeysRotate(_ context.Context, e *env) error {
 func (e *env) newKeys() (string, error) {
 	for role := range e.keys.quorums.values {
 		if role != e.keys.role {
-			return "", fmt.Errorf("%w: --threshold %s goes with --role %s", errUsage, role, role)
+			return "", fmt.Errorf("%w: --threshold %s goes with --role %s", cli.ErrUsage, role, role)
 		}
 	}
 	if e.keys.to != "" || e.keys.role == "" {
@@ -129,7 +130,7 @@ func (e *env) newKeys() (string, error) {
 		old = e.keys.root
 	}
 	if len(old) != 1 || strings.HasSuffix(old[0], ".pem") {
-		return "", hint.With(fmt.Errorf("%w: it is not clear where the new keys go", errUsage), "--to FOLDER")
+		return "", hint.With(fmt.Errorf("%w: it is not clear where the new keys go", cli.ErrUsage), "--to FOLDER")
 	}
 	return old[0], nil
 }
@@ -143,16 +144,16 @@ func (e *env) printRotated(done *bundle.Rotated) error {
 		return e.printJSON(map[string]any{"root_version": done.Version, "added": added, "dropped": append([]string{}, done.Dropped...), "finished": done.Finished})
 	}
 	if done.Finished {
-		fmt.Fprintf(e.stdout, "a rotation that had been cut is finished: root version %d\n", done.Version)
+		fmt.Fprintf(e.Stdout, "a rotation that had been cut is finished: root version %d\n", done.Version)
 		return nil
 	}
-	fmt.Fprintf(e.stdout, "root version %d is signed\n", done.Version)
+	fmt.Fprintf(e.Stdout, "root version %d is signed\n", done.Version)
 	for _, file := range added {
-		fmt.Fprintf(e.stdout, "  %s  new\n", file)
+		fmt.Fprintf(e.Stdout, "  %s  new\n", file)
 	}
 	for _, id := range done.Dropped {
-		fmt.Fprintf(e.stdout, "  %.16s…  signs no more: destroy it\n", id)
+		fmt.Fprintf(e.Stdout, "  %.16s…  signs no more: destroy it\n", id)
 	}
-	fmt.Fprintln(e.stdout, "upload the repository")
+	fmt.Fprintln(e.Stdout, "upload the repository")
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 
 	"ferrule/firmware/bundle"
 	"ferrule/firmware/manifest"
+	"ferrule/internal/cli"
 	"ferrule/internal/hint"
 )
 
@@ -20,19 +21,19 @@ type publishOptions struct {
 
 func publishFlags(e *env) {
 	keysFlag(e)
-	e.flags.Var(&e.publish.again, "again", "a published `release` that the fleet is to go (back) to; may be repeated")
-	e.flags.Var(&e.publish.withdraw, "withdraw", "a published `release` to take back; may be repeated")
-	e.flags.IntVar(&e.publish.keep, "keep", 0, "take back all but the newest `N` releases of each product, channel and hardware, and remove what nothing names (default: remove nothing)")
+	e.Flags.Var(&e.publish.again, "again", "a published `release` that the fleet is to go (back) to; may be repeated")
+	e.Flags.Var(&e.publish.withdraw, "withdraw", "a published `release` to take back; may be repeated")
+	e.Flags.IntVar(&e.publish.keep, "keep", 0, "take back all but the newest `N` releases of each product, channel and hardware, and remove what nothing names (default: remove nothing)")
 	allowFlag(e, &e.publish.allow)
 	jsonFlag(e)
 }
 
 func runPublish(ctx context.Context, e *env) error {
 	if e.publish.keep < 0 {
-		return fmt.Errorf("%w: --keep %d", errUsage, e.publish.keep)
+		return fmt.Errorf("%w: --keep %d", cli.ErrUsage, e.publish.keep)
 	}
 	return e.publishThis(ctx, bundle.Publication{
-		Releases: e.flags.Args()[1:], Again: e.publish.again, Withdraw: e.publish.withdraw, Keep: e.publish.keep, Allow: e.publish.allow,
+		Releases: e.Flags.Args()[1:], Again: e.publish.again, Withdraw: e.publish.withdraw, Keep: e.publish.keep, Allow: e.publish.allow,
 	})
 }
 
@@ -63,10 +64,10 @@ func runRefresh(ctx context.Context, e *env) error {
 
 func (e *env) printPublished(done *bundle.Published) error {
 	for _, text := range done.Soon {
-		fmt.Fprintf(e.stderr, "ferrule-release: warning: %s\n", text)
+		fmt.Fprintf(e.Stderr, "ferrule-release: warning: %s\n", text)
 	}
 	if done.Expires.Before(time.Now()) {
-		fmt.Fprintf(e.stderr, "ferrule-release: warning: the timestamp has expired already: the clock, or SOURCE_DATE_EPOCH, is behind\n")
+		fmt.Fprintf(e.Stderr, "ferrule-release: warning: the timestamp has expired already: the clock, or SOURCE_DATE_EPOCH, is behind\n")
 	}
 	if e.json {
 		releases := []map[string]any{}
@@ -79,15 +80,15 @@ func (e *env) printPublished(done *bundle.Published) error {
 		})
 	}
 	for _, m := range done.Releases {
-		fmt.Fprintf(e.stdout, "%s is published as number %d%s\n", m.Target(), m.Release(), reach(m.Rollout(), e.now()))
+		fmt.Fprintf(e.Stdout, "%s is published as number %d%s\n", m.Target(), m.Release(), reach(m.Rollout(), e.now()))
 	}
 	for _, release := range done.Withdrawn {
-		fmt.Fprintf(e.stdout, "%s is taken back\n", release)
+		fmt.Fprintf(e.Stdout, "%s is taken back\n", release)
 	}
 	if len(done.Removed) > 0 {
-		fmt.Fprintf(e.stdout, "%d files that nothing names are removed\n", len(done.Removed))
+		fmt.Fprintf(e.Stdout, "%d files that nothing names are removed\n", len(done.Removed))
 	}
-	fmt.Fprintf(e.stdout, "timestamp %d is good until %s; refresh it before\n", done.Timestamp, done.Expires.Format(time.RFC3339))
+	fmt.Fprintf(e.Stdout, "timestamp %d is good until %s; refresh it before\n", done.Timestamp, done.Expires.Format(time.RFC3339))
 	return nil
 }
 
@@ -114,12 +115,12 @@ type rolloutOptions struct {
 func rolloutFlags(e *env) {
 	keysFlag(e)
 	o := &e.rollout
-	e.flags.StringVar(&o.percent, "percent", "", "the `share` of the fleet that gets it, 0 to 100")
-	e.flags.StringVar(&o.at, "at", "+0s", "from this `time` on: +24h or 2026-11-24T06:00:00Z, with --percent")
-	e.flags.StringVar(&o.steps, "steps", "", "the whole plan, as `1@+0s,10@+24h,100@+72h`")
-	e.flags.BoolVar(&o.all, "all", false, "everybody at once")
-	e.flags.BoolVar(&o.pause, "pause", false, "nobody more gets it")
-	e.flags.BoolVar(&o.resume, "resume", false, "go on where it was paused")
+	e.Flags.StringVar(&o.percent, "percent", "", "the `share` of the fleet that gets it, 0 to 100")
+	e.Flags.StringVar(&o.at, "at", "+0s", "from this `time` on: +24h or 2026-11-24T06:00:00Z, with --percent")
+	e.Flags.StringVar(&o.steps, "steps", "", "the whole plan, as `1@+0s,10@+24h,100@+72h`")
+	e.Flags.BoolVar(&o.all, "all", false, "everybody at once")
+	e.Flags.BoolVar(&o.pause, "pause", false, "nobody more gets it")
+	e.Flags.BoolVar(&o.resume, "resume", false, "go on where it was paused")
 	jsonFlag(e)
 }
 
@@ -136,7 +137,7 @@ func runRollout(_ context.Context, e *env) error {
 	if err != nil {
 		return err
 	}
-	m, done, err := r.Rollout(e.flags.Arg(1), edit, keys)
+	m, done, err := r.Rollout(e.Flags.Arg(1), edit, keys)
 	if err := errors.Join(err, release()); err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func runRollout(_ context.Context, e *env) error {
 		return e.printJSON(map[string]any{"release": m.Target(), "waits": true})
 	}
 	if done == nil {
-		fmt.Fprintf(e.stdout, "%s waits to be published%s\n", m.Target(), reach(m.Rollout(), e.now()))
+		fmt.Fprintf(e.Stdout, "%s waits to be published%s\n", m.Target(), reach(m.Rollout(), e.now()))
 		return nil
 	}
 	return e.printPublished(done)
@@ -160,7 +161,7 @@ func (e *env) rolloutEdit() (func(manifest.Rollout) manifest.Rollout, error) {
 		}
 	}
 	if asked != 1 {
-		return nil, hint.With(fmt.Errorf("%w: one of --percent, --steps, --all, --pause and --resume is needed", errUsage), "ferrule-release rollout REPO 1.4.0 --percent 10 --keys KEYS")
+		return nil, hint.With(fmt.Errorf("%w: one of --percent, --steps, --all, --pause and --resume is needed", cli.ErrUsage), "ferrule-release rollout REPO 1.4.0 --percent 10 --keys KEYS")
 	}
 	steps, err := parseSteps(o.steps, e.now())
 	if err != nil {
@@ -217,10 +218,10 @@ func runList(_ context.Context, e *env) error {
 		return err
 	}
 	for _, m := range staged {
-		fmt.Fprintf(e.stdout, "%-24s waits to be published\n", m.Target())
+		fmt.Fprintf(e.Stdout, "%-24s waits to be published\n", m.Target())
 	}
 	for _, m := range published {
-		fmt.Fprintf(e.stdout, "%-24s number %d, %s, security version %d%s\n", m.Target(), m.Release(), m.Channel(), m.SecurityVersion(), reach(m.Rollout(), e.now()))
+		fmt.Fprintf(e.Stdout, "%-24s number %d, %s, security version %d%s\n", m.Target(), m.Release(), m.Channel(), m.SecurityVersion(), reach(m.Rollout(), e.now()))
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ferrule/firmware/bundle"
+	"ferrule/internal/cli"
 	"ferrule/internal/disk"
 	"ferrule/internal/hint"
 )
@@ -22,10 +23,10 @@ type verifyOptions struct {
 }
 
 func verifyFlags(e *env) {
-	e.flags.StringVar(&e.verify.root, "root", "", "the `root.json` that devices have pinned (default the oldest of the folder)")
-	e.flags.StringVar(&e.verify.within, "within", "72h", "warn of what expires within this `time`")
-	e.flags.StringVar(&e.verify.temp, "temp", "", "a `folder` for unpacked images (default that of the system)")
-	e.flags.Var(&e.verify.old, "old", "an old `image` that deltas are made from and no release has; may be repeated")
+	e.Flags.StringVar(&e.verify.root, "root", "", "the `root.json` that devices have pinned (default the oldest of the folder)")
+	e.Flags.StringVar(&e.verify.within, "within", "72h", "warn of what expires within this `time`")
+	e.Flags.StringVar(&e.verify.temp, "temp", "", "a `folder` for unpacked images (default that of the system)")
+	e.Flags.Var(&e.verify.old, "old", "an old `image` that deltas are made from and no release has; may be repeated")
 	jsonFlag(e)
 }
 
@@ -35,14 +36,14 @@ var errUnsound = errors.New("devices could not do with it")
 func runVerify(ctx context.Context, e *env) error {
 	within, err := duration(e.verify.within)
 	if err != nil {
-		return fmt.Errorf("%w: --within: %w", errUsage, err)
+		return fmt.Errorf("%w: --within: %w", cli.ErrUsage, err)
 	}
 	site, root, err := e.site()
 	if err != nil {
 		return err
 	}
 	report, err := bundle.Verify(ctx, site, bundle.Verification{
-		Root: root, Temp: e.verify.temp, Old: e.verify.old, Now: e.now, Progress: newProgress(e.stderr).show,
+		Root: root, Temp: e.verify.temp, Old: e.verify.old, Now: e.now, Progress: newProgress(e.Stderr).show,
 	})
 	if err != nil {
 		return err
@@ -56,17 +57,17 @@ func runVerify(ctx context.Context, e *env) error {
 		e.printReport(report)
 	}
 	if err == nil && len(report.Problems) > 0 {
-		err = fmt.Errorf("verifying %s: %w: %d problems", e.flags.Arg(0), errUnsound, len(report.Problems))
+		err = fmt.Errorf("verifying %s: %w: %d problems", e.Flags.Arg(0), errUnsound, len(report.Problems))
 	}
 	return err
 }
 
 // site is what the argument names, and the root to begin with.
 func (e *env) site() (bundle.Site, []byte, error) {
-	where := e.flags.Arg(0)
+	where := e.Flags.Arg(0)
 	if strings.HasPrefix(where, "http://") || strings.HasPrefix(where, "https://") {
 		if e.verify.root == "" {
-			return nil, nil, hint.With(fmt.Errorf("%w: --root is needed with a URL", errUsage), "--root REPO/metadata/1.root.json: what devices have pinned")
+			return nil, nil, hint.With(fmt.Errorf("%w: --root is needed with a URL", cli.ErrUsage), "--root REPO/metadata/1.root.json: what devices have pinned")
 		}
 		site, err := bundle.RemoteSite(where)
 		if err != nil {
@@ -90,31 +91,31 @@ func (e *env) site() (bundle.Site, []byte, error) {
 func (e *env) printReport(r *bundle.Report) {
 	for _, role := range r.Roles {
 		left := role.Expires.Sub(e.now()).Truncate(time.Hour)
-		fmt.Fprintf(e.stdout, "%-10s %4d   %d of %d keys   until %s, %s\n", role.Role, role.Version, role.Threshold, role.Keys, role.Expires.Format(time.RFC3339), days(left))
+		fmt.Fprintf(e.Stdout, "%-10s %4d   %d of %d keys   until %s, %s\n", role.Role, role.Version, role.Threshold, role.Keys, role.Expires.Format(time.RFC3339), days(left))
 	}
 	for _, release := range r.Releases {
 		paused := ""
 		if release.Paused {
 			paused = ", paused"
 		}
-		fmt.Fprintf(e.stdout, "%s   number %d, %s, security version %d, for %g %% of the fleet%s\n", release.Target, release.Release, release.Channel, release.SecurityVersion, release.Reach, paused)
+		fmt.Fprintf(e.Stdout, "%s   number %d, %s, security version %d, for %g %% of the fleet%s\n", release.Target, release.Release, release.Channel, release.SecurityVersion, release.Reach, paused)
 		for _, p := range release.Parts {
-			fmt.Fprintf(e.stdout, "  %-10s %10s   full %10s  %s\n", p.Name, size(p.Size), size(p.Full), share(p.Full, p.Size))
+			fmt.Fprintf(e.Stdout, "  %-10s %10s   full %10s  %s\n", p.Name, size(p.Size), size(p.Full), share(p.Full, p.Size))
 			for _, d := range p.Deltas {
 				note := ""
 				if !d.Applied {
 					note = ", not applied"
 				}
-				fmt.Fprintf(e.stdout, "  %-10s from %-18.18s %10s  %s of full%s\n", "", d.From, size(d.Size), share(d.Size, p.Full), note)
+				fmt.Fprintf(e.Stdout, "  %-10s from %-18.18s %10s  %s of full%s\n", "", d.From, size(d.Size), share(d.Size, p.Full), note)
 			}
 		}
 	}
-	fmt.Fprintf(e.stdout, "%d objects, %s\n", r.Files, size(r.Bytes))
+	fmt.Fprintf(e.Stdout, "%d objects, %s\n", r.Files, size(r.Bytes))
 	for _, w := range r.Warnings {
-		fmt.Fprintf(e.stdout, "warning: %s\n", w)
+		fmt.Fprintf(e.Stdout, "warning: %s\n", w)
 	}
 	for _, p := range r.Problems {
-		fmt.Fprintf(e.stdout, "problem: %s\n", p)
+		fmt.Fprintf(e.Stdout, "problem: %s\n", p)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"ferrule/agent/config"
+	"ferrule/internal/cli"
 )
 
 // The build sets these: -ldflags "-X main.version=1.2.3 -X main.built=2026-11-21T00:00:00Z".
@@ -109,7 +110,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 func runCommand(ctx context.Context, c command, args []string, stdout, stderr io.Writer) int {
 	e := newEnv(c, stdout, stderr)
-	err := parseFlags(e.flags, args)
+	err := cli.ParseFlags(e.flags, args, isNumber)
 	if errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintf(stdout, "ferrule %s %s\n  %s\n\n", c.name, c.args, c.summary)
 		e.flags.SetOutput(stdout)
@@ -151,25 +152,7 @@ func arity(args string) (least, most int) {
 	return least, most
 }
 
-// parseFlags accepts flags before, between and after the arguments, as people type them. A
-// negative number, as in "ferrule write l u p -5", is an argument.
-func parseFlags(flags *flag.FlagSet, args []string) error {
-	var positional []string
-	for {
-		if err := flags.Parse(args); err != nil {
-			return err
-		}
-		rest := flags.Args()
-		for len(rest) > 0 && (!strings.HasPrefix(rest[0], "-") || rest[0] == "-" || isNumber(rest[0])) {
-			positional, rest = append(positional, rest[0]), rest[1:]
-		}
-		if len(rest) == 0 {
-			return flags.Parse(append([]string{"--"}, positional...))
-		}
-		args = rest
-	}
-}
-
+// isNumber: a negative number, as in "ferrule write l u p -5", is an argument.
 func isNumber(s string) bool {
 	var f float64
 	n, err := fmt.Sscanf(s, "%g", &f)
