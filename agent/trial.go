@@ -36,6 +36,7 @@ type desk struct {
 	state  string        // state_dir that the keeper's record lies in
 
 	started string // differs from one start of the program to the next; made when it is needed
+	updated bool   // updates were opened since that
 	manager *notifier
 }
 

@@ -69,7 +69,7 @@ func (u *updates) open(ctx context.Context, fsys disk.FS) error {
 	o := firmware.Options{
 		FS: fsys, Dir: filepath.Join(a.config.StateDir, updateDir), Config: c, Root: root,
 		Device: a.identity.Device(), Version: runningVersion(c, a.options.Version), Agent: a.options.Version,
-		BootID: a.desk.bootID(c), HTTP: u.transport,
+		BootID: a.desk.bootID(c), Again: a.desk.updated, HTTP: u.transport,
 		Health: u.health, Report: u.report, Reboot: u.reboot,
 		Now:    func() (time.Time, bool) { return a.clock.Now(), a.clock.Trusted() },
 		Passed: a.clock.Floor,
@@ -81,7 +81,9 @@ func (u *updates) open(ctx context.Context, fsys disk.FS) error {
 	if floor := a.openFloor(ctx, fsys); floor != nil {
 		o.Floor = floor
 	}
-	u.engine, err = firmware.Open(o)
+	if u.engine, err = firmware.Open(o); err == nil {
+		a.desk.updated = true
+	}
 	return err
 }
 

@@ -141,7 +141,9 @@ func (e *Engine) start() error {
 		if u.BootID == "" || u.BootID != e.o.BootID {
 			u.Boots++
 		}
-		u.Starts++
+		if !e.o.Again {
+			u.Starts++
+		}
 		u.BootID = e.o.BootID
 	}
 	e.mu.Unlock()

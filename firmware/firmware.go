@@ -31,8 +31,11 @@ type Options struct {
 	// BootID differs from one start of the system to the next (/proc/sys/kernel/random/boot_id);
 	// "" where every start of this program is one: the directory backend.
 	BootID string
-	HTTP   http.RoundTripper // with the device's identity; nil: http.DefaultTransport
-	Boot   slot.Boot
+	// Again says that this process has had an engine before: its configuration was read again, and
+	// nothing has died.
+	Again bool
+	HTTP  http.RoundTripper // with the device's identity; nil: http.DefaultTransport
+	Boot  slot.Boot
 	// Open opens one part of one slot. write is never asked for the slot that runs. A device that is
 	// a file may have a method Truncate(size int64) error, which is then called before it is written.
 	Open func(s slot.Slot, part string, write bool) (slot.Device, error)

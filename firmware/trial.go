@@ -66,6 +66,10 @@ func (e *Engine) trial(ctx context.Context) (State, error) {
 		}
 		e.pause(ctx, lookEvery)
 		if ctx.Err() != nil {
+			// Else one that is stopped again and again is never unhealthy for long. That it was for too
+			// long is found at the next look.
+			_ = j.count(wrong, network)
+			_ = e.write() // Status tells
 			return Trial, ctx.Err()
 		}
 	}

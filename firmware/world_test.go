@@ -62,6 +62,7 @@ type world struct {
 	broken  map[slot.Slot]bool
 	tried   map[string]int // boots of each version
 	asks    bool           // the restart is to try the slot (tryboot)
+	again   bool           // the agent reads its configuration again instead of starting
 }
 
 const (
@@ -249,7 +250,7 @@ func (w *world) start(s slot.Slot, version string) *machine {
 	m := &machine{world: w, version: version, slot: s, restart: make(chan slot.Slot, 1), ended: make(chan struct{})}
 	o := firmware.Options{
 		FS: w.disk, Dir: rootDir, Config: w.config, Root: w.repo.Root, Device: "gw-0001", Version: version, Agent: "1.0.0",
-		BootID: fmt.Sprintf("boot-%d", w.boots), HTTP: w, Boot: w.env(s), Open: w.openSlot, Floor: w.chip, Command: w.command, Log: w.log,
+		BootID: fmt.Sprintf("boot-%d", w.boots), Again: w.again, HTTP: w, Boot: w.env(s), Open: w.openSlot, Floor: w.chip, Command: w.command, Log: w.log,
 		Now:    func() (time.Time, bool) { return w.epoch.Add(time.Since(w.born)), w.vouched.Load() },
 		Health: func(context.Context) firmware.Health { return w.health(version) },
 		Report: func(_ context.Context, r firmware.Report) error {
