@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,6 +150,40 @@ func TestUpdateInAnOutage(t *testing.T) {
 	}
 	if err := u.cloud.Mend(); err != nil {
 		t.Fatal(err)
+	}
+	u.committed(t, m)
+	u.whole(t, kills...)
+}
+
+// SIGHUP again and again, while an update is fetched and while it is on trial: the agent takes up its
+// configuration anew each time, and the update becomes all the same.
+func TestUpdateUnderSignals(t *testing.T) {
+	t.Parallel()
+	u := newUpdating(t, siteOptions{sync: "1s", every: 100 * time.Millisecond, points: 1}, "floor = \"file\"\nrate = \"512KiB\"")
+	u.base(t)
+	m := u.release(t, u.next(), atTwo, func(r *bundletest.Release) { r.NoDeltas = true })
+	u.apply(t)
+	var kills []time.Time
+	fetching, trial := 0, 0
+	paces := []string{"every = \"100ms\"", "every = \"110ms\""} // the first of two units
+	storm := func(n *int, while func(agent.UpdateStatus) bool) {
+		for {
+			if s := u.stands(t); s.State != "" && !while(s) || *n == 20 {
+				return
+			}
+			*n++
+			u.edit(t, paces[(*n+1)%2], paces[*n%2])
+			u.keeper.signal(syscall.SIGHUP)
+			kills = append(kills, time.Now())
+			pause(t, 100*time.Millisecond)
+		}
+	}
+	storm(&fetching, func(s agent.UpdateStatus) bool { return s.State == firmware.Fetching })
+	u.comes(t, m, func(s agent.UpdateStatus) bool { return s.State == firmware.Trial })
+	storm(&trial, func(s agent.UpdateStatus) bool { return s.State == firmware.Trial })
+	t.Logf("%d signals while it was fetched, %d on trial", fetching, trial)
+	if fetching < 5 || trial < 13 {
+		t.Error("this was no storm")
 	}
 	u.committed(t, m)
 	u.whole(t, kills...)

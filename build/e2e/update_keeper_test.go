@@ -182,6 +182,12 @@ func (k *keeper) pid() int {
 	return k.command.Process.Pid
 }
 
+func (k *keeper) signal(s os.Signal) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_ = k.command.Process.Signal(s)
+}
+
 // kill is a power cut for the agent, which is started again.
 func (k *keeper) kill() time.Time {
 	k.mu.Lock()
