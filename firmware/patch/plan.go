@@ -14,7 +14,7 @@ import (
 const HeaderLimit = FixedSize + TableLimit + SumSize
 
 // Plan is the table of segments of one object that may make the part that is wanted. It takes the
-// table, at most TableLimit, and 28 bytes for each segment.
+// table, at most TableLimit, and 24 bytes for each segment.
 type Plan struct {
 	want    Want
 	table   []byte

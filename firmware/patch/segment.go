@@ -111,6 +111,9 @@ func read(old io.ReaderAt, extents []Extent, b []byte) ([]byte, error) {
 	for _, e := range extents {
 		n, err := old.ReadAt(b[at:at+e.Length], e.Offset)
 		if n < e.Length {
+			if err == nil {
+				err = io.ErrUnexpectedEOF
+			}
 			return nil, fmt.Errorf("%w: %d bytes at %d: %w", ErrOld, e.Length, e.Offset, err)
 		}
 		at += e.Length

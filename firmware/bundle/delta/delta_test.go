@@ -125,7 +125,7 @@ func TestTheKindThatFits(t *testing.T) {
 		"addresses that have moved": {moved, code, [5]int{0, 0, 0, 0, 1}, mib / 10},
 		"of an empty file":          {text, []byte{}, [5]int{0, 0, 0, 1, 0}, mib / 2},
 	} {
-		_, stats := encode(t, c.image, c.old, Options{})
+		_, stats := encode(t, c.image, c.old, Options{Quick: true})
 		if stats.Kinds != c.kinds || int(stats.Size) > c.most {
 			t.Errorf("%s: zero, raw, copy, zstd, sum are %v, and not %v; %d bytes, at most %d", name, stats.Kinds, c.kinds, stats.Size, c.most)
 		}
@@ -134,7 +134,7 @@ func TestTheKindThatFits(t *testing.T) {
 
 // Pieces of the old image from all over it, in another order, with something new between them.
 func TestWhatHasMovedAnywhere(t *testing.T) {
-	old := random(5, 40*mib)
+	old := random(5, 20*mib)
 	r := rand.New(rand.NewPCG(6, 6))
 	var image []byte
 	for len(image) < 2*mib {
@@ -143,7 +143,7 @@ func TestWhatHasMovedAnywhere(t *testing.T) {
 		image = append(image, random(r.Uint64(), 100)...)
 	}
 	image = image[:2*mib]
-	object, stats := encode(t, image, old, Options{})
+	object, stats := encode(t, image, old, Options{Quick: true})
 	if len(object) > 8<<10 {
 		t.Errorf("%d bytes (%v) for pieces of the old image", len(object), stats.Kinds)
 	}
@@ -151,14 +151,15 @@ func TestWhatHasMovedAnywhere(t *testing.T) {
 
 // The same images make the same object, however many workers there are and whatever they made before.
 func TestSameImagesSameObject(t *testing.T) {
-	old := slices.Concat(prose(1, mib), program(2, mib, 0), random(3, mib/2))
-	image := slices.Concat(program(2, mib, 0x40), random(4, mib/4), old[:mib/2+99], random(9, 77))
-	for _, o := range [][]byte{old, nil} {
-		first, _ := encode(t, image, o, Options{Workers: 1})
-		for workers := range 2 {
-			again, _ := encode(t, image, o, Options{Workers: 2 + workers})
-			if !bytes.Equal(first, again) {
-				t.Fatalf("%d workers make another object", 2+workers)
+	old := slices.Concat(prose(1, mib/2), program(2, mib/2, 0), random(3, mib/4))
+	image := slices.Concat(program(2, mib/2, 0x40), random(4, 3*mib/4), old[:mib/2+99], random(9, 3*mib/4))
+	for _, o := range []Options{{}, {Quick: true}} {
+		for _, old := range [][]byte{old, nil} {
+			o.Workers = 1
+			first, _ := encode(t, image, old, o)
+			o.Workers = 3
+			if again, _ := encode(t, image, old, o); !bytes.Equal(first, again) {
+				t.Fatal("three workers make another object than one")
 			}
 		}
 	}
@@ -167,7 +168,7 @@ func TestSameImagesSameObject(t *testing.T) {
 func TestProgress(t *testing.T) {
 	image := random(1, 2*mib+5)
 	var seen []int64
-	encode(t, image, nil, Options{Progress: func(done, all int64) {
+	encode(t, image, nil, Options{Quick: true, Progress: func(done, all int64) {
 		if all != int64(len(image)) {
 			t.Errorf("of %d bytes", all)
 		}
@@ -280,11 +281,11 @@ func TestExtentsKeepTheirBounds(t *testing.T) {
 		count := rapid.IntRange(1, patch.MaxExtents).Draw(t, "count")
 		var found []span
 		for range rapid.IntRange(0, 300).Draw(t, "n") {
-			n := int64(rapid.IntRange(1, min(o.block*30, int(size))).Draw(t, "length"))
+			n := int64(rapid.IntRange(1, int(min(int64(o.block)*30, size))).Draw(t, "length"))
 			start := rapid.Int64Range(0, size-n).Draw(t, "start")
 			found = append(found, span{start: start, end: start + n, weight: n})
 		}
-		extents := o.choose(found, rapid.Int64Range(0, 1<<36).Draw(t, "at"), count)
+		extents := o.choose(found, rapid.Int64Range(0, 1<<36).Draw(t, "at"), count, rapid.Int64Range(1<<20, patch.Window).Draw(t, "width"))
 		total, end := 0, int64(0)
 		for _, e := range extents {
 			if e.Offset < end || e.Length <= 0 || e.Offset+int64(e.Length) > size {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 
 	"ferrule/firmware/manifest"
 	"ferrule/firmware/patch"
@@ -75,13 +76,43 @@ func (m *maker) full(r *result) error {
 	return err
 }
 
-// delta makes r of the old image: in the smallest way that it knows.
+// delta makes r of the old image: in the smallest way that it knows. A device reads every byte of
+// a window, so a wide one must be worth it.
 func (m *maker) delta(r *result, at int64) error {
 	found := m.old.matches(r.segment, at)
 	if copied, err := m.copied(r, found); copied || err != nil {
 		return err
 	}
-	extents := m.old.choose(found, at, m.extents)
+	tight := m.old.choose(found, at, m.extents, tightWindow)
+	if err := m.from(r, tight); err != nil {
+		return err
+	}
+	new := len(r.segment)
+	for _, s := range found {
+		new -= int(s.weight)
+	}
+	if len(r.body) < 256 || len(r.body) > new-new/16 {
+		return nil // what is new in it is noise, of which no window knows anything
+	}
+	wide := m.old.choose(found, at, m.extents, patch.Window)
+	if slices.Equal(tight, wide) {
+		return nil
+	}
+	other := result{segment: r.segment}
+	if err := m.from(&other, wide); err != nil {
+		return err
+	}
+	if len(other.body) < len(r.body)-len(r.body)/100 {
+		*r = other
+	}
+	return nil
+}
+
+// tightWindow is how wide a window is made where what was found is not wider by itself.
+const tightWindow = 3 * manifest.SegmentSize / 2
+
+// from makes r of extents, as a dictionary or as a sum.
+func (m *maker) from(r *result, extents []patch.Extent) error {
 	if err := m.load(extents); err != nil {
 		return err
 	}

@@ -45,13 +45,14 @@ func (o *Old) guess(at int64) int64 { return min(at, o.size) }
 const near = 8 << 10
 
 // choose turns the spans that were found into the extents of a window: at most count, and Window
-// bytes together. What remains of that is given to their surroundings, for the same reason; where
-// nothing was found, to the place where the segment lies.
-func (o *Old) choose(found []span, at int64, count int) []patch.Extent {
+// bytes together. Where they have less than width, the rest is given to their surroundings, for
+// the same reason; where nothing was found, to the place where the segment lies.
+func (o *Old) choose(found []span, at int64, count int, width int64) []patch.Extent {
 	if len(found) == 0 {
 		middle := o.guess(at)
 		found = []span{{start: middle, end: middle}}
 	}
+	found = slices.Clone(found)
 	slices.SortFunc(found, func(a, b span) int {
 		if a.start != b.start {
 			return int(max(min(a.start-b.start, 1), -1))
@@ -63,7 +64,7 @@ func (o *Old) choose(found []span, at int64, count int) []patch.Extent {
 		spans = join(spans, gap)
 	}
 	spans = heaviest(spans, count)
-	spans = o.grow(spans)
+	spans = o.grow(spans, width)
 	extents := make([]patch.Extent, 0, len(spans))
 	for _, s := range spans {
 		if s.end > s.start {
@@ -110,14 +111,14 @@ func heaviest(spans []span, count int) []span {
 	return result
 }
 
-// grow widens spans on both sides until they fill a window, or take in the whole old image.
-func (o *Old) grow(spans []span) []span {
+// grow widens spans on both sides until they have width together, or take in the whole old image.
+func (o *Old) grow(spans []span, width int64) []span {
 	for {
 		total := int64(0)
 		for _, s := range spans {
 			total += s.end - s.start
 		}
-		pad := (patch.Window - total) / int64(2*len(spans))
+		pad := (width - total) / int64(2*len(spans))
 		if pad < 1<<10 {
 			return spans
 		}
