@@ -20,6 +20,7 @@ const (
 	slotSize = 56 * mib
 	slotBAt  = slotAAt + slotSize
 	dataAt   = slotBAt + slotSize
+	dataSize = 64 * mib
 	copySize = 16 << 10
 )
 

@@ -1,10 +1,13 @@
 package gateway
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -13,8 +16,12 @@ import (
 	"ferrule/internal/disk"
 )
 
-// samples is how many of the rebuilt disks are really booted.
-const samples = 24
+// samples is how many of the rebuilt disks are really booted, and mounts of how many the data partition is
+// read: the journal of its file system must not be what keeps a gateway from starting.
+const (
+	samples = 24
+	mounts  = 200
+)
 
 // TestEveryPowerCut records the writes of one update with its commit and of one rollback, boot loader's,
 // engine's and file system's, rebuilds every disk that a power cut at any of them may leave, and holds
@@ -152,11 +159,47 @@ func (p *replay) check(t *testing.T) (kept []*blocktest.State) {
 		if !environments[string(env)] || n%(total/samples+1) == 0 {
 			kept = append(kept, s.Keep())
 		}
+		if n%(total/mounts+1) == 0 {
+			p.mends(t, s)
+		}
 		environments[string(env)] = true
 		n++
 	}
 	t.Logf("%d requests, %d states, %d environments, %d bricks; what boots: %v", p.log.Entries(), total, len(environments), bricks, boots)
 	return thin(kept, samples)
+}
+
+// mends has the data partition's journal replayed, as the kernel does when it mounts it: 1 says that this
+// was all there was to do.
+func (p *replay) mends(t *testing.T, s *blocktest.State) {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "data")
+	file, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := make([]byte, 64<<10)
+	for at := int64(0); at < dataSize; at += int64(len(block)) {
+		if _, err := s.ReadAt(block, dataAt+at); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(block, make([]byte, len(block))) {
+			if _, err := file.WriteAt(block, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := errors.Join(file.Truncate(dataSize), file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(need(t, "e2fsck"), "-p", name).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() > 1) {
+		t.Errorf("%v: the data partition: %v\n%s", s, err, out)
+	}
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // thin keeps n of all, spread evenly.
