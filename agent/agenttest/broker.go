@@ -119,7 +119,10 @@ func (b *Broker) Connections() []Connection {
 }
 
 // Close ends the broker.
-func (b *Broker) Close() error { return b.server.Close() }
+func (b *Broker) Close() error {
+	b.gate.drain()
+	return b.server.Close()
+}
 
 // hook is the broker's view of mochi's events.
 type hook struct {

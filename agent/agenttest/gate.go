@@ -16,15 +16,17 @@ type gate struct {
 	tls     *tls.Config
 
 	mu       sync.Mutex
-	changed  sync.Cond    // listener or closed
+	changed  sync.Cond    // listener, closed or unread
 	listener net.Listener // nil: shut
 	closed   bool
 	live     map[*gateConn]struct{}
+	unread   int // connections that the broker was given and has not read from
 }
 
 type gateConn struct {
 	net.Conn
-	gate *gate
+	gate  *gate
+	begun sync.Once
 }
 
 func newGate(listener net.Listener, config *tls.Config) *gate {
@@ -83,6 +85,7 @@ func (g *gate) enter(c *gateConn, listener net.Listener) bool {
 		return false
 	}
 	g.live[c] = struct{}{}
+	g.unread++
 	return true
 }
 
@@ -139,6 +142,17 @@ func (g *gate) Close() (err error) {
 	return err
 }
 
+// drain ends the gate and waits until the broker knows of every connection that it was given: mochi
+// counts a client in its own time, which must not be while it waits for the last to go.
+func (g *gate) drain() {
+	_ = g.Close()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.unread > 0 {
+		g.changed.Wait()
+	}
+}
+
 // reset ends a connection as a broken network does: without a farewell.
 func reset(c net.Conn) {
 	if t, ok := c.(*net.TCPConn); ok {
@@ -147,8 +161,24 @@ func reset(c net.Conn) {
 	_ = c.Close()
 }
 
+// Read is the first that the broker does with a client it has counted.
+func (c *gateConn) Read(p []byte) (int, error) {
+	c.begin()
+	return c.Conn.Read(p)
+}
+
+func (c *gateConn) begin() {
+	c.begun.Do(func() {
+		c.gate.mu.Lock()
+		defer c.gate.mu.Unlock()
+		c.gate.unread--
+		c.gate.changed.Broadcast()
+	})
+}
+
 // Close forgets the connection.
 func (c *gateConn) Close() error {
+	c.begin()
 	c.gate.mu.Lock()
 	delete(c.gate.live, c)
 	c.gate.mu.Unlock()
