@@ -40,7 +40,8 @@ func TestUpdateBadInput(t *testing.T) {
 	t.Parallel()
 	var all sync.WaitGroup
 	for name, ills := range map[string][]ill{
-		"metadata": metadataIlls, "manifests": manifestIlls, "objects": objectIlls, "flips": flipIlls, "servers": serverIlls,
+		"metadata": metadataIlls, "manifests": manifestIlls, "releases": releaseIlls, "objects": objectIlls, "flips": flipIlls,
+		"servers": serverIlls, "answers": answerIlls,
 	} {
 		at(t, &all, name, func(t *testing.T) {
 			u := newUpdating(t, quietLine, "floor = \"file\"")
@@ -210,6 +211,9 @@ var manifestIlls = []ill{
 	{name: "more than it may: a trial of a year", says: "within", code: "update-refused", do: edits(func(members map[string]any) {
 		members["health"].(map[string]any)["within"] = "9000h"
 	})},
+}
+
+var releaseIlls = []ill{
 	{name: "a part this device has not", says: "kernel", do: edits(func(members map[string]any) { part(members)["name"] = "kernel" })},
 	{name: "foreign product", says: "", code: "update-none", release: func(r *bundletest.Release) { r.Product = "fridge" }},
 	{name: "foreign hardware", says: "hardware revZ", code: "update-refused", release: func(r *bundletest.Release) { r.Hardware = []string{"revZ"} }},
@@ -306,6 +310,9 @@ var serverIlls = []ill{
 		_, _ = io.CopyN(w, zeros{}, 1<<40)
 		return true
 	})},
+}
+
+var answerIlls = []ill{
 	{name: "503, come back in an hour", says: "503 Service Unavailable", do: objects(func(w http.ResponseWriter) {
 		w.Header().Set("Retry-After", "3600")
 		w.WriteHeader(http.StatusServiceUnavailable)

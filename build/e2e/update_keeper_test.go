@@ -23,7 +23,7 @@ type keeper struct {
 	notify  *net.UnixConn
 	readied chan struct{}
 
-	held     sync.Mutex // see hold
+	held     chan struct{} // see hold
 	mu       sync.Mutex
 	command  *exec.Cmd
 	all      []keptStart
@@ -39,8 +39,8 @@ type keptStart struct {
 	code         int
 }
 
-// restartSec is shorter than the unit's, which is for the processor's sake.
-const restartSec = 100 * time.Millisecond
+// restartPause is shorter than the unit's, which is for the processor's sake.
+const restartPause = 100 * time.Millisecond
 
 func newKeeper(t *testing.T, u *updating) *keeper {
 	t.Helper()
@@ -49,7 +49,7 @@ func newKeeper(t *testing.T, u *updating) *keeper {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(u.dir, "notify")
-	k := &keeper{t: t, argv: []string{"sh", launcher, "run", "--config", u.config}, readied: make(chan struct{}, 1)}
+	k := &keeper{t: t, argv: []string{"sh", launcher, "run", "--config", u.config}, readied: make(chan struct{}, 1), held: make(chan struct{}, 1)}
 	if k.notify, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"}); err != nil {
 		t.Fatal(err)
 	}
@@ -96,9 +96,9 @@ func (k *keeper) begin() {
 	go func() { // ends with halt
 		defer close(ended)
 		for k.once() {
-			time.Sleep(restartSec)
-			k.held.Lock()
-			k.held.Unlock() //nolint:staticcheck // a gate: nothing is done in it
+			<-time.After(restartPause)
+			k.hold() // until whoever holds it lets go
+			k.let()
 		}
 	}()
 }
@@ -197,9 +197,9 @@ func (k *keeper) kill() time.Time {
 }
 
 // hold has the agent not be started until let.
-func (k *keeper) hold() { k.held.Lock() }
+func (k *keeper) hold() { k.held <- struct{}{} }
 
-func (k *keeper) let() { k.held.Unlock() }
+func (k *keeper) let() { <-k.held }
 
 // halt ends the agent for good.
 func (k *keeper) halt(signal os.Signal) {

@@ -19,10 +19,18 @@ import (
 	"ferrule/firmware/bundle/bundletest"
 )
 
+func TestUpdateOverBadLinks(t *testing.T) {
+	t.Parallel()
+	var all sync.WaitGroup
+	at(t, &all, "broken every 100 KiB", updateBroken)
+	at(t, &all, "dripping", updateDripping)
+	at(t, &all, "no broker", updateInAnOutage)
+	all.Wait()
+}
+
 // The connection breaks every 100 KiB, as on a bad mobile link. The update becomes all the same, hardly
 // anything is fetched twice, and it costs no memory.
-func TestUpdateOverABadLink(t *testing.T) {
-	t.Parallel()
+func updateBroken(t *testing.T) {
 	u := newUpdating(t, quietLine, "floor = \"file\"")
 	u.run(t)
 	idle := highWater(u.keeper.pid())
@@ -145,8 +153,7 @@ func watchPeak(k *keeper) (most chan int, done chan struct{}) {
 
 // A server that sends a byte now and then keeps nothing but itself: readings go on, and the update can
 // be given up at once.
-func TestUpdateThatDrips(t *testing.T) {
-	t.Parallel()
+func updateDripping(t *testing.T) {
 	u := newUpdating(t, siteOptions{sync: "1s", every: 100 * time.Millisecond, points: 1}, "floor = \"file\"")
 	u.run(t)
 	m := u.release(t, u.next())

@@ -25,10 +25,9 @@ type updateServer struct {
 type countedFiles struct {
 	files http.Handler
 
-	mu       sync.Mutex
-	fault    func(w http.ResponseWriter, r *http.Request) bool // true: it has answered
-	spans    map[string][]bodySpan
-	requests []string // range and path
+	mu    sync.Mutex
+	fault func(w http.ResponseWriter, r *http.Request) bool // true: it has answered
+	spans map[string][]bodySpan
 }
 
 type bodySpan struct{ from, to int64 }
@@ -74,7 +73,6 @@ func (s *countedFiles) wrong(f func(w http.ResponseWriter, r *http.Request) bool
 func (s *countedFiles) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	fault := s.fault
-	s.requests = append(s.requests, strings.TrimSpace(r.Header.Get("Range")+" "+r.URL.Path))
 	s.mu.Unlock()
 	if fault != nil && fault(w, r) {
 		return
@@ -84,13 +82,6 @@ func (s *countedFiles) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.spans[r.URL.Path] = append(s.spans[r.URL.Path], bodySpan{counted.from, counted.from + counted.n})
-}
-
-// asked lists the requests for objects since the server began, or for anything.
-func (s *countedFiles) asked() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.requests)
 }
 
 // sent is how many bytes of objects were handed to the network, and how many of them were different.
@@ -140,19 +131,12 @@ type cuttingListener struct {
 	net.Listener
 	mu   sync.Mutex
 	most int64 // 0: never
-	cuts int
 }
 
 func (l *cuttingListener) cutAfter(n int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.most = n
-}
-
-func (l *cuttingListener) cut() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.cuts
 }
 
 // Accept implements net.Listener.
@@ -180,9 +164,6 @@ func (c *cutConn) Write(p []byte) (int, error) {
 	}
 	n, _ := c.Conn.Write(p[:max(0, most-c.sent)])
 	c.sent = most
-	c.listener.mu.Lock()
-	c.listener.cuts++
-	c.listener.mu.Unlock()
 	_ = c.Close()
 	return n, os.ErrDeadlineExceeded
 }

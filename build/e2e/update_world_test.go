@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -354,10 +355,23 @@ func (u *updating) environment(t *testing.T) slot.State {
 	return s
 }
 
-// restarts are when the agent was started, as excuses for readings that were being asked for then.
-func (u *updating) restarts() (at []time.Time) {
+// restarts are when lines were stopped and the agent ended, as excuses for readings that were being
+// asked for then.
+func (u *updating) restarts(t *testing.T) (at []time.Time) {
+	t.Helper()
 	for _, start := range u.keeper.starts() {
 		at = append(at, start.ended.Add(promised.window/2))
+	}
+	for line := range strings.Lines(u.keeper.output()) {
+		text, rest, _ := strings.Cut(strings.TrimPrefix(line, "time="), " ")
+		if !strings.Contains(rest, "restart into a slot") && !strings.Contains(rest, "configuration changed") {
+			continue
+		}
+		began, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = append(at, began.Add(promised.window))
 	}
 	return at
 }
@@ -371,7 +385,7 @@ func (u *updating) whole(t *testing.T, kills ...time.Time) {
 	})
 	u.stopped = time.Now()
 	u.keeper.end(t)
-	all := append(u.restarts(), kills...)
+	all := append(u.restarts(t), kills...)
 	slices.SortFunc(all, time.Time.Compare)
 	u.judge(t, all, promised)
 }
