@@ -13,7 +13,7 @@ import (
 
 var (
 	linkPattern = regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
-	roomPattern = regexp.MustCompile("`((?:agent|build|cmd|hw|internal|tpm)[a-z0-9/-]*)` ((?:Test|Fuzz)[A-Za-z0-9]+(?:, (?:Test|Fuzz)[A-Za-z0-9]+)*)")
+	roomPattern = regexp.MustCompile("`((?:agent|build|cmd|firmware|hw|internal|tpm)[a-z0-9/-]*)` ((?:Test|Fuzz)[A-Za-z0-9]+(?:, (?:Test|Fuzz)[A-Za-z0-9]+)*)")
 	testPattern = regexp.MustCompile(`\b(?:Test|Fuzz)[A-Z][A-Za-z0-9]+\b`)
 )
 
