@@ -37,7 +37,7 @@ case ${1:-native} in
 native)
   echo "== go test -race"
   # shellcheck disable=SC2046
-  CGO_ENABLED=1 go test -race -timeout 5m $(packages 1)
+  CGO_ENABLED=1 go test -race -timeout 15m $(packages 1)
   ;;
 arm)
   echo "== go test, GOARCH=arm GOARM=6 under qemu"
