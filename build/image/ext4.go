@@ -32,12 +32,12 @@ func (b *builder) ext4(ctx context.Context, name, tree, uuid string, size int64,
 	}
 	// debugfs ends well whatever went wrong.
 	if made := strings.Count(said, "Allocated inode: "); made != count || strings.Contains(said, "while ") {
-		return fmt.Errorf("making %s: debugfs wrote %d of %d files and folders: %s", name, made, count, said)
+		return fmt.Errorf("making %s: debugfs wrote %d of %d files: %s", name, made, count, said)
 	}
 	return b.tool(ctx, "", "e2fsck", "-fn", name)
 }
 
-// fill are debugfs's commands that write a tree of count files and folders, and take away whose they were and
+// fill are debugfs's commands that write a tree with count files, and take away whose they were and
 // when they were written.
 func (b *builder) fill(tree string) (script string, count int, err error) {
 	var commands strings.Builder
@@ -61,7 +61,6 @@ func (b *builder) fill(tree string) (script string, count int, err error) {
 		case name == "/":
 			return nil
 		case d.IsDir():
-			count++
 			fmt.Fprintf(&commands, "mkdir %s\n", name)
 			set(name, 0o40755)
 			return nil
