@@ -41,14 +41,19 @@ func add(dst, frame, window []byte) ([]byte, error) {
 // sum sets dst from at on to a + b: where at is a multiple of four, and four bytes are left, of
 // little-endian words of 32 bits, elsewhere of bytes.
 func sum(dst []byte, at int, a, b []byte) {
-	for at < len(dst) {
-		if at&3 == 0 && at+4 <= len(dst) {
-			binary.LittleEndian.PutUint32(dst[at:], binary.LittleEndian.Uint32(a)+binary.LittleEndian.Uint32(b))
-			at, a, b = at+4, a[4:], b[4:]
-		} else {
-			dst[at] = a[0] + b[0]
-			at, a, b = at+1, a[1:], b[1:]
-		}
+	words := min((at+3)&^3, len(dst))
+	n := len(dst) - at
+	dst, a, b = dst[at:], a[:n], b[:n]
+	i := 0
+	for ; i < words-at; i++ {
+		dst[i] = a[i] + b[i]
+	}
+	for ; i+4 <= n; i += 4 {
+		le := binary.LittleEndian
+		le.PutUint32(dst[i:i+4], le.Uint32(a[i:i+4])+le.Uint32(b[i:i+4]))
+	}
+	for ; i < n; i++ {
+		dst[i] = a[i] + b[i]
 	}
 }
 

@@ -130,7 +130,7 @@ func (m *maker) from(r *result, extents []patch.Extent) error {
 		return nil
 	}
 	body, err = m.deflate(m.sum)
-	if err == nil && len(body) < len(r.body) {
+	if err == nil && len(body) < len(r.body)-len(r.body)/200 { // a sum is more work for a device
 		r.entry.Kind, r.body = patch.Sum, body
 	}
 	return err
