@@ -20,6 +20,7 @@ type Plan struct {
 	table   []byte
 	marks   []mark
 	buffers buffers
+	zeros   manifest.Digest // of a segment of zeros, once there was one
 }
 
 // mark is where a segment begins. There is one more than there are segments.

@@ -1,6 +1,6 @@
 // Deltamake makes an object, and the file that deltaapply needs to know of it:
 //
-//	deltamake OLD NEW OBJECT WANT
+//	deltamake OLD NEW OBJECT WANT [quick]
 //
 // OLD is - for a full object. It prints its peak memory in KiB, and the kinds of its segments.
 package main
@@ -17,7 +17,7 @@ import (
 )
 
 func main() {
-	if err := run(context.Background(), os.Args[1], os.Args[2], os.Args[3], os.Args[4]); err != nil {
+	if err := run(context.Background(), os.Args[1], os.Args[2], os.Args[3], os.Args[4], len(os.Args) > 5); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -35,7 +35,7 @@ func open(name string) (*os.File, int64, error) {
 	return f, info.Size(), nil
 }
 
-func run(ctx context.Context, oldName, newName, object, want string) error {
+func run(ctx context.Context, oldName, newName, object, want string, quick bool) error {
 	var index *delta.Old
 	if oldName != "-" {
 		old, size, err := open(oldName)
@@ -54,7 +54,7 @@ func run(ctx context.Context, oldName, newName, object, want string) error {
 	if err != nil {
 		return err
 	}
-	stats, err := delta.Encode(ctx, out, image, size, index, delta.Options{})
+	stats, err := delta.Encode(ctx, out, image, size, index, delta.Options{Quick: quick})
 	if err != nil {
 		return err
 	}
