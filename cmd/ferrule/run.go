@@ -44,16 +44,11 @@ func runAgent(ctx context.Context, e *env) error {
 }
 
 // restart replaces the process by a new one of the same program and arguments, so that it
-// works under any supervisor, or none. A program that a launcher has chosen is replaced by the
-// launcher, which chooses again: that is how an update of the agent begins its trial. One that does
-// not say where it is has a supervisor that starts it anew.
+// works under any supervisor, or none. A program that ferrule-launch has chosen ends: its supervisor
+// starts the launcher, which chooses again, and that is how an update of the agent begins its trial.
 func restart() error {
 	if os.Getenv(slot.Variable) != "" {
-		launcher := os.Getenv(launcherVariable)
-		if launcher == "" {
-			return nil
-		}
-		return fmt.Errorf("starting %s: %w", launcher, syscall.Exec(launcher, append([]string{launcher}, os.Args[1:]...), os.Environ()))
+		return nil
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -61,9 +56,6 @@ func restart() error {
 	}
 	return fmt.Errorf("restarting %s: %w", self, syscall.Exec(self, os.Args, os.Environ()))
 }
-
-// launcherVariable is where ferrule-launch says what it is.
-const launcherVariable = "FERRULE_LAUNCHER"
 
 func logFlags(e *env) {
 	e.flags.StringVar(&e.log, "log", "text", "form of the log: text or json")
