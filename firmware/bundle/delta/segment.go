@@ -91,8 +91,8 @@ func (m *maker) delta(r *result, at int64) error {
 	for _, s := range found {
 		new -= int(s.weight)
 	}
-	if len(r.body) < 256 || len(r.body) > new-new/16 {
-		return nil // what is new in it is noise, of which no window knows anything
+	if m.level != zstd.SpeedBestCompression || len(r.body) < 256 || len(r.body) > new-new/16 {
+		return nil // small enough, or what is new in it is noise, of which no window knows anything
 	}
 	wide := m.old.choose(found, at, m.extents, patch.Window)
 	if slices.Equal(tight, wide) {
