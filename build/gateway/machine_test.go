@@ -45,8 +45,8 @@ func newMachine(t *testing.T) *machine {
 	}
 	mustRun(t, "cp", "--sparse=always", filepath.Join(made.dir, "A", "ferrule-qemu-arm64.img"), m.disk)
 	m.unit.Counter(modbus.InputRegisters, 0)
-	// QEMU's UART has no baud rate: what the guest sends arrives at once.
-	if m.wire, err = hwtest.NewWire(hwtest.WireConfig{}); err != nil {
+	// What arrives faster than a line carries it overruns the FIFO of QEMU's UART.
+	if m.wire, err = hwtest.NewWire(hwtest.WireConfig{Baud: 115200, BitsPerChar: 10}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = m.wire.Close() })

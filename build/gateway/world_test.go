@@ -185,6 +185,7 @@ func (w *world) heard() int {
 type entry struct {
 	at        time.Time
 	Boot, Seq uint64
+	T         time.Time
 	Readings  struct{ Counter uint32 }
 	Bad       map[string]string
 }
