@@ -17,9 +17,10 @@ const (
 
 // Quiet returns a handler that writes an event once and then counts its repetitions: the
 // next time it is written, a minute later at the earliest, it carries "repeated". Two
-// events are the same when level, message and the values of line, unit, stage, cause and
-// component are. A broken line must not fill the flash that the outbox needs. An event with
-// the attribute signal answers somebody, who would wait in vain, and is always written.
+// events are the same when level, message and the values of line, unit, stage, cause,
+// component and to (the state that follows) are. A broken line must not fill the flash that
+// the outbox needs. An event with the attribute signal answers somebody, who would wait in
+// vain, and is always written.
 func Quiet(next slog.Handler) slog.Handler {
 	return &quiet{next: next, seen: &seen{events: make(map[string]*repeats)}}
 }
@@ -84,7 +85,7 @@ func (q *quiet) Handle(ctx context.Context, record slog.Record) error {
 
 func appendKey(key *strings.Builder, attr slog.Attr) {
 	switch attr.Key {
-	case "line", "unit", "stage", "cause", "component":
+	case "line", "unit", "stage", "cause", "component", "to":
 		key.WriteByte(0)
 		key.WriteString(attr.Value.String())
 	}

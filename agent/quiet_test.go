@@ -40,6 +40,18 @@ func TestBoundAttributesTellEventsApart(t *testing.T) {
 	}
 }
 
+// The states of an update follow each other within a minute, and each is told.
+func TestEveryStateThatFollowsIsWritten(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(Quiet(slog.NewTextHandler(&out, nil)))
+	for _, to := range []string{"fetching", "verifying", "armed", "fetching"} {
+		log.Info("update", "from", "idle", "to", to)
+	}
+	if got := strings.Count(out.String(), "msg=update"); got != 3 {
+		t.Errorf("three states, one of them twice, were written %d times", got)
+	}
+}
+
 // Whoever sends SIGHUP twice within a minute is told twice, and the second error is another.
 func TestAnAnswerToASignalIsAlwaysWritten(t *testing.T) {
 	var out bytes.Buffer
