@@ -172,18 +172,33 @@ func TestDeltaOfTheAgent(t *testing.T) {
 // rootOf is a root file system of Debian, without or with security updates.
 func rootOf(t *testing.T, dir, packages string, security bool) string {
 	t.Helper()
-	const archive = "http://deb.debian.org/debian"
-	argv := []string{need(t, "mmdebstrap"), "--quiet", "--variant=extract", "--architectures=arm64", "--include=" + packages,
-		"bookworm", dir, "deb " + archive + " bookworm main"}
+	const release = "bookworm"
+	sources := []string{source(t, release)}
 	if security {
-		argv = append(argv, "deb "+archive+"-security bookworm-security main")
+		sources = append(sources, source(t, release+"-security"))
 	}
+	argv := []string{need(t, "mmdebstrap"), "--quiet", "--variant=extract", "--architectures=arm64", "--include=" + packages,
+		release, dir}
+	argv = append(argv, sources...)
 	command := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
 	command.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1700000000")
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
 	}
 	return dir
+}
+
+// source is the line of apt for one suite, from where this machine has it.
+func source(t *testing.T, suite string) string {
+	t.Helper()
+	targets := mustRun(t, "", "apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages")
+	for target := range strings.Lines(targets) {
+		if address, name, _ := strings.Cut(strings.TrimSpace(target), " "); name == suite {
+			return "deb " + address + " " + suite + " main"
+		}
+	}
+	t.Fatalf("apt does not know %s; run: apt-get update", suite)
+	return ""
 }
 
 func squashed(t *testing.T, dir string) string {

@@ -40,20 +40,6 @@ type kernel struct {
 	names   map[string]string // module → file
 }
 
-// sources are Debian's, and apt checks their signatures with the machine's keyring.
-const sources = `Types: deb
-URIs: http://deb.debian.org/debian
-Suites: bookworm bookworm-updates
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-
-Types: deb
-URIs: http://deb.debian.org/debian-security
-Suites: bookworm-security
-Components: main
-Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
-`
-
 // openKernel finds the package in the cache, or brings it there, and unpacks it.
 func (b *builder) openKernel(ctx context.Context, f flavour) (*kernel, error) {
 	// The version has digits alone where the name of another flavour goes on.
@@ -77,7 +63,8 @@ func (b *builder) openKernel(ctx context.Context, f flavour) (*kernel, error) {
 	return readKernel(dir, f)
 }
 
-// download has an apt of its own, for a foreign architecture that this machine need not know of.
+// download has an apt of its own, with the machine's sources, for a foreign architecture that the
+// machine need not know of.
 func (b *builder) download(ctx context.Context, f flavour) error {
 	dir, err := filepath.Abs(b.cache)
 	if err != nil {
@@ -89,13 +76,11 @@ func (b *builder) download(ctx context.Context, f flavour) error {
 			return err
 		}
 	}
-	for name, text := range map[string]string{"status": "", "debian.sources": sources} {
-		if err := os.WriteFile(filepath.Join(apt, name), []byte(text), 0o644); err != nil {
-			return err
-		}
+	if err := os.WriteFile(filepath.Join(apt, "status"), nil, 0o644); err != nil {
+		return err
 	}
 	options := []string{"-q", "-o", "Dir::State=" + apt, "-o", "Dir::State::lists=" + apt + "/lists", "-o", "Dir::State::status=" + apt + "/status",
-		"-o", "Dir::Cache=" + apt + "/cache", "-o", "Dir::Etc::sourcelist=" + apt + "/debian.sources", "-o", "Dir::Etc::sourceparts=-",
+		"-o", "Dir::Cache=" + apt + "/cache",
 		"-o", "APT::Architecture=arm64", "-o", "APT::Architectures=arm64", "-o", "APT::Sandbox::User=", "-o", "Acquire::Languages=none"}
 	if err := b.tool(ctx, "", append([]string{"apt-get"}, append(options, "update")...)...); err != nil {
 		return err
