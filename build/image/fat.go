@@ -19,7 +19,7 @@ func (b *builder) fat(ctx context.Context, name, label string, size int64, files
 	if err := b.tool(ctx, "", "mkfs.vfat", "--invariant", "-n", label, "-C", name, strconv.FormatInt(size/1024, 10)); err != nil {
 		return err
 	}
-	tree := name + ".tree"
+	tree := filepath.Join(b.work, filepath.Base(name)+".tree")
 	if err := writeTree(tree, files); err != nil {
 		return err
 	}
