@@ -36,7 +36,7 @@ tests=(
   u-boot-tools mtools dosfstools fdisk e2fsprogs # make the images: boot.scr, FAT, partitions, ext4
   zstd              # the foreign reader of compressed messages and images
   squashfs-tools    # root file systems of Debian, to make deltas of
-  mmdebstrap systemd systemd-container lintian rpm # installs the packages in a root of its own, and looks at units and packages
+  mmdebstrap systemd systemd-container lintian rpm cpio # installs the packages in a root of its own, and looks at units and packages
   dbus rauc python3-jsonschema # a bus and RAUC on it; checks the bill of materials
   protobuf-compiler python3-pip # the foreign reader of Sparkplug B, and how build/sparkplugproto.sh gets its schema
 )
