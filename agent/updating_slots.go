@@ -32,9 +32,23 @@ func openSlots(o *firmware.Options) (err error) {
 		if err != nil {
 			return nil, err
 		}
-		return slot.OpenDevice(path, write)
+		return slot.OpenDevice(path, write, runningPart(c, o.Boot, part)...)
 	}
 	return nil
+}
+
+// runningPart is where the same part of the slot that runs lies: a configuration that names one partition
+// for both slots must not have it written.
+func runningPart(c firmware.Config, boot slot.Boot, part string) []string {
+	env, err := boot.State()
+	if err != nil {
+		return nil // the engine asks, too, and writes nothing
+	}
+	path, err := partPath(c, env.Running, part)
+	if err != nil {
+		return nil
+	}
+	return []string{path}
 }
 
 // program is the one part that boot directory has.
