@@ -1,6 +1,7 @@
 package firmware
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -407,16 +408,14 @@ func (h *head) span(off, end int64) io.ReadCloser {
 	}
 	known := h.data[off:min(end, have)]
 	if end <= have {
-		return io.NopCloser(readerOf(known))
+		return io.NopCloser(bytes.NewReader(known))
 	}
 	rest := h.get(have, end)
 	return struct {
 		io.Reader
 		io.Closer
-	}{io.MultiReader(readerOf(known), rest), rest}
+	}{io.MultiReader(bytes.NewReader(known), rest), rest}
 }
-
-func readerOf(b []byte) io.Reader { return io.NewSectionReader(readerAt(b), 0, int64(len(b))) }
 
 // awaitWindow waits until the window is open, or is to be ignored.
 func (e *Engine) awaitWindow(ctx context.Context) error {

@@ -1,11 +1,11 @@
 package firmware
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -165,7 +165,7 @@ func replay(data []byte) (number uint64, last []byte) {
 	if number == 0 || number > 1<<62 { // the next one must be greater
 		return 0, nil
 	}
-	r := record.NewReader(readerAt(data), journalHead, int64(len(data)), record.NewSeed(number), entryMax)
+	r := record.NewReader(bytes.NewReader(data), journalHead, int64(len(data)), record.NewSeed(number), entryMax)
 	for {
 		entry, err := r.Next()
 		if err != nil || entry.Damaged > 0 {
@@ -173,20 +173,6 @@ func replay(data []byte) (number uint64, last []byte) {
 		}
 		last = entry.Payload
 	}
-}
-
-// readerAt is bytes as an io.ReaderAt.
-type readerAt []byte
-
-func (b readerAt) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || off >= int64(len(b)) {
-		return 0, io.EOF
-	}
-	n := copy(p, b[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
 }
 
 // errNewer: the journal is one that this agent cannot read.
